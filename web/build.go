@@ -281,12 +281,16 @@ func (s *scan) load(n Need, kind, raw string, base *url.URL) {
 		n.Sources = nil
 	}
 	if n.Fix == "" {
-		n.Fix = "put the file into the app's own files"
-		if n.Directive == "connect-src" {
+		switch n.Directive {
+		case "connect-src":
 			n.Fix = "call it through a route of this origin"
+		case "frame-src":
+			n.Fix = "link to the page"
+		default:
+			n.Fix = "put the file into the app's own files"
 		}
 		if len(n.Sources) == 0 && u.Scheme == "http" {
-			n.Fix = "use https, or put the file into the app's own files"
+			n.Fix = "use https, or " + n.Fix
 		}
 	}
 	s.add(n)

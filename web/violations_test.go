@@ -71,6 +71,8 @@ func TestViolations(t *testing.T) {
 			t.Errorf("%s: got %+v, want %q in it", page, got[0], want)
 		case want != "" && got[0].Fix == "":
 			t.Errorf("%s: got no fix", page)
+		case strings.Contains(page, "<iframe") && got[0].Fix != "link to the page":
+			t.Errorf("%s: fix: got %q, want a link", page, got[0].Fix)
 		}
 	}
 }

@@ -168,15 +168,20 @@ func (d *dev) run(ctx context.Context, stdout, stderr io.Writer) error {
 	if err != nil && !errors.Is(err, context.Canceled) || ctx.Err() != nil {
 		return err
 	}
-	return commandEnded(d.command, command.Status())
+	return d.commandEnded(command.Status())
 }
 
-// commandEnded returns the error for a command that has ended by itself.
-func commandEnded(command []string, status int) error {
-	if status == 0 {
-		return nil
+// commandEnded returns the error for the command, which has ended by itself. It
+// is nil if the command had started a server and was successful.
+func (d *dev) commandEnded(status int) error {
+	name := strings.Join(d.command, " ")
+	switch {
+	case status != 0:
+		return &exitError{status, fmt.Errorf("%s ended with status %d", name, status)}
+	case d.cfg.Frontend.URL == "":
+		return &exitError{0, fmt.Errorf("%s ended before a development server was found", name)}
 	}
-	return &exitError{status, fmt.Errorf("%s ended with status %d", strings.Join(command, " "), status)}
+	return nil
 }
 
 // environment returns the environment of the command. Without a terminal of its
@@ -235,12 +240,18 @@ func portOf(l net.Listener) int { return l.Addr().(*net.TCPAddr).Port }
 
 // find returns the URL of the development server.
 func (d *dev) find(ctx context.Context, finder *devserver.Finder, stderr io.Writer) (string, error) {
-	if d.app != "" {
-		return d.app, nil
-	}
 	patience := devPatience
 	if !finder.Started {
 		patience = time.Second
+	}
+	if d.app != "" {
+		go func() { // until the server responds, or for patience
+			if !devserver.Await(ctx, d.app, patience) && ctx.Err() == nil {
+				fmt.Fprintf(stderr, "Nothing listens at %s (--app) yet. Until it does, the browser shows a page "+
+					"that says so.\n", d.app)
+			}
+		}()
+		return d.app, nil
 	}
 	return finder.Find(ctx, patience, func() {
 		ports := make([]string, len(devserver.WellKnownPorts))

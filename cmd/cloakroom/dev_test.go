@@ -128,6 +128,14 @@ func TestDevFindsServersByNamedURL(t *testing.T) {
 	})
 }
 
+func TestDevSaysThatTheNamedServerIsMissing(t *testing.T) {
+	t.Parallel()
+	missing := "http://localhost:" + testenv.FreePort(t)
+	p := start(t, nil, "dev", "--port", freePair(t), "--app", missing)
+	p.waitFor(p.stderr, "Nothing listens at "+missing)
+	p.waitFor(p.stdout, `Open (http://localhost:\d+)`)
+}
+
 // The status of dev is that of its command.
 func TestDevEndsWithItsCommand(t *testing.T) {
 	t.Parallel()
@@ -138,7 +146,7 @@ func TestDevEndsWithItsCommand(t *testing.T) {
 		message string
 	}{
 		"fails at once":  {[]string{"sh", "-c", "echo out; echo err >&2; exit 7"}, 7, "ended with status 7"},
-		"ends at once":   {[]string{"true"}, 0, ""},
+		"ends at once":   {[]string{"true"}, 0, "true ended before a development server was found"},
 		"is killed":      {[]string{"sh", "-c", "kill -9 $$"}, 137, "ended with status 137"},
 		"does not exist": {[]string{"no-such-command"}, 127, "command not found: no-such-command"},
 		"is quoted":      {[]string{"npm run dev"}, 127, "write the command without quotes"},
@@ -238,6 +246,9 @@ func TestDevNamesMistakes(t *testing.T) {
 		"API at the root":     {[]string{"--api", "/=http://localhost:1"}, "such as /api=http://localhost:3000"},
 		"API under /bff":      {[]string{"--app", "http://localhost:1", "--api", "/bff=http://a"}, "--api /bff"},
 		"app without scheme":  {[]string{"--app", "localhost:5173"}, `--app: "localhost:5173" has no scheme`},
+		"app with https":      {[]string{"--app", "https://localhost:1"}, `"https://localhost:1" is https: turn https`},
+		"port in words":       {[]string{"--port", "abc"}, `--port: "abc" is not a whole number; see`},
+		"lifetime in words":   {[]string{"--access-token-ttl", "5"}, `"5" is not a duration such as 30s`},
 		"app elsewhere":       {[]string{"--app", "http://example.com"}, "--app"},
 		"no command after --": {[]string{"npm", "run"}, "write the command after --, as in: cloakroom dev -- npm run"},
 		"port":                {[]string{"--port", "70000"}, "--port: 70000 is not a port"},
@@ -552,7 +563,7 @@ func TestDevSignsInWithoutThePicker(t *testing.T) {
 		`{"usr": "bob"}`:                          "usr",
 		`[`:                                       "not JSON",
 		`{"user": "` + strings.Repeat("x", 1<<17):    "too large",
-		`{"claims": {"sub": "x", "acr": "unknown"}}`: "not one of silver, gold",
+		`{"claims": {"sub": "x", "acr": "unknown"}}`: "not one of acr_values: silver, gold",
 	} {
 		resp := signInAs(b, t, body)
 		if resp.StatusCode != 400 || !strings.Contains(resp.Text, want) {

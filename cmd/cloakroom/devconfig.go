@@ -31,6 +31,10 @@ func (d *dev) read() error {
 		if err := scaffold.CheckURL(d.app, "http://localhost:5173"); err != nil {
 			return usageError{fmt.Errorf("--app: %w", err)}
 		}
+		if strings.HasPrefix(d.app, "https:") {
+			return usageError{fmt.Errorf("--app: %q is https: turn https off in the development server and write "+
+				"http. Browsers treat http://localhost as secure", d.app)}
+		}
 	}
 	if err := d.readUsers(); err != nil {
 		return err
@@ -100,7 +104,7 @@ func (d *dev) readConfig() error {
 		AuthorizationParameters: read.OIDC.AuthorizationParameters, UserInfo: read.OIDC.UserInfo,
 		AccessTokenLifetime: read.OIDC.AccessTokenLifetime,
 	}
-	d.cfg.Frontend.Dir, d.cfg.Session.Keys = "", nil
+	d.cfg.Frontend.Dir, d.cfg.Frontend.URL, d.cfg.Session.Keys = "", "", nil
 	return nil
 }
 

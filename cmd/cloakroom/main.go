@@ -47,6 +47,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/cloakroom-bff/cloakroom/internal/config"
 )
@@ -100,7 +101,7 @@ func run(
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return usageError{fmt.Errorf("%w; see %s --help", err, c.CommandPath())}
+		return usageError{fmt.Errorf("%w; see %s --help", flagError(err), c.CommandPath())}
 	})
 	root.AddCommand(demoCommand(getenv), devCommand(), initCommand(), clientCommand(), serveCommand(getenv),
 		reloadCommand(getenv), healthCommand(getenv),
@@ -120,6 +121,21 @@ func run(
 		fmt.Fprintln(stderr, err)
 	}
 	return err
+}
+
+// flagError returns the error of a flag without the terms of Go in it.
+func flagError(err error) error {
+	invalid, ok := errors.AsType[*pflag.InvalidValueError](err)
+	if !ok {
+		return err
+	}
+	kinds := map[string]string{"int": "a whole number", "bool": "true or false", "duration": "a duration such as 30s"}
+	flag := invalid.GetFlag()
+	kind, ok := kinds[flag.Value.Type()]
+	if !ok {
+		return err
+	}
+	return fmt.Errorf("--%s: %q is not %s", flag.Name, invalid.GetValue(), kind)
 }
 
 func noArguments(c *cobra.Command, args []string) error {

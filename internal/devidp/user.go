@@ -75,7 +75,7 @@ func (u User) check(acrValues []string) error {
 		}
 	}
 	if u.ACR != "" && len(acrValues) > 0 && !slices.Contains(acrValues, u.ACR) {
-		return fmt.Errorf("acr %q is not one of %s", u.ACR, strings.Join(acrValues, ", "))
+		return fmt.Errorf("acr %q is not one of acr_values: %s", u.ACR, strings.Join(acrValues, ", "))
 	}
 	return nil
 }

@@ -180,7 +180,7 @@ func TestMistakesInUserFileNameTheLine(t *testing.T) {
 		"unknown top key":  {"user:\n  - sub: a\n", `:1: unknown key "user"`},
 		"no sub":           {"users:\n  - name: a\n", ":2: sub is missing"},
 		"same sub":         {"users:\n  - sub: a\n  - sub: a\n", `:3: "a" is the sub of another user`},
-		"unknown acr":      {"users:\n  - {sub: a, acr: x}\n", `:2: a: acr "x" is not one of silver, gold`},
+		"unknown acr":      {"users:\n  - {sub: a, acr: x}\n", `:2: a: acr "x" is not one of acr_values: silver, gold`},
 		"claim of its own": {"users:\n  - sub: a\n    claims: {exp: 1}\n", ":2: a: the claim exp is set"},
 		"roles no list":    {"users:\n  - sub: a\n    roles: admin\n", ":3: roles is not a list"},
 		"claims no map":    {"users:\n  - sub: a\n    claims: [x]\n", ":3: claims is not a mapping"},

@@ -1,9 +1,11 @@
 package devserver
 
 import (
+	"cmp"
 	"context"
 	"io"
 	"net"
+	"net/url"
 	"regexp"
 	"slices"
 	"strconv"
@@ -102,6 +104,31 @@ func (f *Finder) look(ctx context.Context, wellKnown bool) string {
 		}
 	}
 	return ""
+}
+
+// Await reports whether something listens at the host and port of an http URL
+// within a time.
+func Await(ctx context.Context, rawURL string, patience time.Duration) bool {
+	u, err := url.Parse(rawURL)
+	if err != nil {
+		return false
+	}
+	address := net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "80"))
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	tick := time.NewTicker(findInterval)
+	defer tick.Stop()
+	for {
+		if conn, err := new(net.Dialer).DialContext(ctx, "tcp", address); err == nil {
+			conn.Close()
+			return true
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-tick.C:
+		}
+	}
 }
 
 // listens reports whether a port of the loopback interface accepts connections.
