@@ -3,6 +3,7 @@
 package scaffold
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -232,6 +233,7 @@ func readJSON(name string, v any) error {
 	if err != nil {
 		return err
 	}
+	b = bytes.TrimPrefix(b, []byte("\ufeff")) // npm accepts a byte order mark, too
 	if err := json.Unmarshal(b, v); err != nil {
 		return fmt.Errorf("%s is not valid JSON: %w", name, err)
 	}

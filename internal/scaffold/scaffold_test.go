@@ -41,6 +41,10 @@ func TestDetectKnowsTheFrameworks(t *testing.T) {
 			scaffold.Project{Framework: scaffold.Vite, OutDir: "dist", DevURL: "http://localhost:5173",
 				DevScript: "npm run dev", SourceDir: "src"},
 		},
+		"a byte order mark, as some editors write it": {
+			map[string]string{"package.json": "\ufeff" + `{"devDependencies": {"vite": "7"}}`},
+			scaffold.Project{Framework: scaffold.Vite, OutDir: "dist", DevURL: "http://localhost:5173", SourceDir: "."},
+		},
 		"SvelteKit, which uses Vite, with pnpm": {
 			map[string]string{
 				"package.json":   `{"scripts": {"dev": "x"}, "devDependencies": {"vite": "7", "@sveltejs/kit": "2"}}`,
