@@ -168,7 +168,7 @@ release-setup:
 	}
 
 SOAK ?= 60s
-soak: setup ## faults at random for SOAK (60s), failovers, an upgrade and back, what operators do
+soak: setup ## faults at random for SOAK (60s), failovers, upgrades, what operators do, 10,000 event streams
 	CLOAKROOM_TEST_ALL=1 CLOAKROOM_SOAK=$(SOAK) $(GO) test -race -tags soak -count=1 -timeout 45m -v -run '^TestSoak' ./cmd/cloakroom
 
 FUZZTIME ?= 60s
