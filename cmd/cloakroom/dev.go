@@ -308,6 +308,9 @@ func (d *dev) serve(
 	watching, stopWatching := context.WithCancel(ctx)
 	defer stopWatching()
 	go d.watchUsers(watching, provider, stdout, stderr) // until serve returns
+	if d.base != "" {
+		go d.checkBase(watching, server, stderr) // until it has a response, or serve returns
+	}
 	b, err := newBroker(d.cfg, extras{tools: tools}, log)
 	if err != nil {
 		return d.namingFlags(err)

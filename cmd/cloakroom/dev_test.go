@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"os/signal"
@@ -436,6 +437,45 @@ func TestDevServerWithoutABaseBelowAPath(t *testing.T) {
 	eventually(t, 20*time.Second, "the app is served", func() bool {
 		return strings.Contains(b.Navigate("/shop/deep/link").Text, "<title>my app</title>/deep/link")
 	})
+}
+
+// A development server that does not know the path cannot work below it.
+func TestDevExplainsADevServerWithoutTheBase(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		path, page string // of the redirect, or of the page
+		want       string
+	}{
+		"redirects to the path without a slash": {"/shop", "", `(redirects /shop/ to /shop.*\n.*skipTrailingSlash)`},
+		"refers to a path outside of it": {"", `<script src="/src/main.js"></script>`,
+			`(refers to /src/main\.js, which is not below /shop)`},
+		"has the base": {"", `<script src="/shop/main.js"></script><a href="//cdn.example">`, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			asked := make(chan struct{}, 10)
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if test.path != "" {
+					http.Redirect(w, r, test.path, http.StatusPermanentRedirect)
+				} else {
+					io.WriteString(w, test.page)
+				}
+				asked <- struct{}{}
+			}))
+			t.Cleanup(server.Close)
+			p := start(t, nil, "dev", "--port", freePair(t), "--base", "/shop", "--app", server.URL)
+			p.waitFor(p.stdout, `Open (http://localhost:\d+)`)
+			if test.want != "" {
+				p.waitFor(p.stderr, test.want)
+				return
+			}
+			<-asked
+			p.end()
+			if got := p.stderr.String(); got != "" {
+				t.Errorf("standard error: got %s, want nothing", got)
+			}
+		})
+	}
 }
 
 // A changed file with users takes effect, for sessions that exist too. A

@@ -113,7 +113,8 @@ export function developing(name, { dir: makeDir, files, command, message, signal
       const outside = []; // of the app's path
       page.on("request", (request) => {
         const { origin, pathname } = new URL(request.url());
-        if (origin === dev.match[1] && !`${pathname}/`.startsWith(`${base}/`)) outside.push(pathname);
+        const isOverlay = pathname.startsWith("/__nextjs_"); // which does not know basePath
+        if (origin === dev.match[1] && !`${pathname}/`.startsWith(`${base}/`) && !isOverlay) outside.push(pathname);
       });
       await page.goto(`${base}/`);
       await page.getByText("first").waitFor();
@@ -152,6 +153,7 @@ export function developing(name, { dir: makeDir, files, command, message, signal
       }
       if (base) await pickAndInspect(page, base);
       assert.deepEqual(outside, [], `requests outside of ${base}`);
+      assert.doesNotMatch(dev.output(), /The development server redirects|The page of the development server refers/);
       await context.close();
     });
   });

@@ -1,0 +1,72 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"regexp"
+	"strings"
+	"time"
+)
+
+// devBasePatience is how long a development server may take for its first page.
+const devBasePatience = time.Minute
+
+// checkBase asks the development server for its start page, once it listens. It
+// prints a hint if the page cannot work below d.base.
+func (d *dev) checkBase(ctx context.Context, server string, stderr io.Writer) {
+	start := strings.TrimSuffix(server, "/") + "/"
+	client := &http.Client{
+		Timeout:       devBasePatience,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	for {
+		hint, err := baseHint(ctx, client, start, d.base)
+		if err == nil {
+			if hint != "" {
+				fmt.Fprintf(stderr, "\n%s\n\n", hint)
+			}
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// reference matches a path in the HTML of a page.
+var reference = regexp.MustCompile(`(?:src|href)="(/[^/"][^"]*)"`)
+
+// baseHint says what is wrong with the start page of a development server for
+// an app below base. It is empty if nothing is known to be wrong.
+func baseHint(ctx context.Context, client *http.Client, start, base string) (string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, start, nil)
+	if err != nil {
+		return "", err
+	}
+	req.Header.Set("Accept", "text/html")
+	resp, err := client.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	if to, err := resp.Location(); err == nil && to.Path+"/" == req.URL.Path {
+		return fmt.Sprintf("The development server redirects %s/ to %[1]s, and cloakroom does the reverse, so the "+
+			"browser reports ERR_TOO_MANY_REDIRECTS.\nIn Next.js, set skipTrailingSlashRedirect: true.", base), nil
+	}
+	page, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	if err != nil {
+		return "", err
+	}
+	for _, m := range reference.FindAllSubmatch(page, -1) {
+		if path := string(m[1]); !strings.HasPrefix(path, base+"/") {
+			return fmt.Sprintf("The page of the development server refers to %s, which is not below %s, so the "+
+				"browser gets 404.\nSet the base of the development server: base: \"%[2]s/\" in Vite, "+
+				"basePath: \"%[2]s\" in Next.js.", path, base), nil
+		}
+	}
+	return "", nil
+}
