@@ -93,10 +93,20 @@ func (a *app) endSessionURL(hint logoutHint, returnTo string) (string, error) {
 
 // logoutContinue is where a script sends the browser after a logout. It
 // redirects to the provider, with the ID token that is in the cookie, and
-// removes the cookie.
+// removes the cookie. It does so once: the store has a mark, for a copy of the
+// cookie could be sent again.
 func (a *app) logoutContinue(w *response, r *http.Request) error {
 	w.page = plainPage
 	hint, returnTo, err := a.hints.take(w, r)
+	if err == nil && hint != (logoutHint{}) { // without a session there is nothing to use twice
+		first, storeErr := a.store.Create(r.Context(), continuationKey(r), []byte(rand.Text()), logoutHintLife)
+		switch {
+		case storeErr != nil:
+			return fmt.Errorf("%w: mark the logout as continued: %w", session.ErrStore, storeErr)
+		case !first:
+			err = errors.New("the URL was used before")
+		}
+	}
 	if err != nil { // a link from the browser's history, say: the session here has ended long ago
 		a.log.InfoContext(r.Context(), "logout not continued at the provider", "err", err, "request", w.requestID)
 		seeOther(w, a.path(a.logoutReturnTo(returnTo, true)))

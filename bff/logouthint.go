@@ -2,6 +2,7 @@ package bff
 
 import (
 	"crypto/cipher"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
@@ -117,6 +118,14 @@ func (h *logoutHints) take(w http.ResponseWriter, r *http.Request) (hint logoutH
 		return hint, next.ReturnTo, errors.New("the cookie with the ID token is gone: the URL was used before")
 	}
 	return hint, next.ReturnTo, nil
+}
+
+// continuationKey names the mark in the store of a request for which take has
+// succeeded. Several texts decode to the same state.
+func continuationKey(r *http.Request) string {
+	sealed, _ := base64.RawURLEncoding.DecodeString(r.URL.Query().Get("state")) // take has decoded it
+	sum := sha256.Sum256(sealed)
+	return "logout-path:" + base64.RawURLEncoding.EncodeToString(sum[:16])
 }
 
 // seal encrypts a text for one purpose, with the time.

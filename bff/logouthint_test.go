@@ -323,3 +323,28 @@ func TestScriptLogoutWithoutEndSessionEndpoint(t *testing.T) {
 		t.Errorf("cookies: got %v, want none", b.Cookies())
 	}
 }
+
+// A copy of the logout cookie, sent again with the path, gets no ID token.
+func TestLogoutPathWorksOnceWithACopyOfTheCookie(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	b := a.signedIn()
+	var body map[string]string
+	b.Fetch("POST", "/bff/logout", "Accept", "application/json").Decode(t, &body)
+	path, cookies := body["redirect_to"], b.Cookies()
+	if first := b.Navigate(path).Location(t).String(); !strings.Contains(first, "id_token_hint=") {
+		t.Fatalf("first: went to %.80q, want a URL with id_token_hint", first)
+	}
+	// The last character has bits that are not part of the state.
+	end := map[byte]string{'A': "B", 'Q': "R", 'g': "h", 'w': "x"}[path[len(path)-1]]
+	for _, again := range []string{path, path + "%0A", path[:len(path)-1] + end} {
+		for _, cookie := range cookies {
+			b.SetCookie(&http.Cookie{Name: cookie.Name, Value: cookie.Value, Path: "/"})
+		}
+		resp := b.Navigate(again)
+		if got := resp.Header.Get("Location"); resp.StatusCode != 303 || got != "/" {
+			t.Errorf("again, %q at the end: got %d to %.80q, want 303 to /", again[len(path)-5:],
+				resp.StatusCode, got)
+		}
+	}
+}

@@ -18,7 +18,7 @@ var clientJS []byte
 var clientTypes []byte
 
 //go:embed client/client.js client/react.js client/vue.js client/svelte.js client/angular.js client/tanstack.js
-//go:embed client/vite.js client/testing.js client/*.d.ts
+//go:embed client/notice.js client/vite.js client/testing.js client/*.d.ts
 var clientFiles embed.FS
 
 // ClientFiles returns the files of the npm package of the browser client:

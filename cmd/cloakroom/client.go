@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -21,6 +22,7 @@ var clientParts = []struct{ name, use string }{
 	{"svelte", "a store for Svelte"},
 	{"angular", "providers, interceptor and guard for Angular"},
 	{"tanstack", "defaults for TanStack Query, a guard for TanStack Router"},
+	{"notice", "a notice after the end of the session"},
 	{"vite", "a plugin for Vite"},
 	{"testing", "a mock client, and a sign-in for Playwright"},
 }
@@ -53,7 +55,7 @@ Files that differ are kept, and then nothing is written, unless --force is given
 				names = append(names, part.name+".js", part.name+".d.ts")
 			}
 		}
-		written, err := writeClient(args[0], names, force)
+		written, err := writeClient(args[0], withImports(names), force)
 		for _, name := range written {
 			fmt.Fprintln(c.OutOrStdout(), "wrote", filepath.Join(args[0], name))
 		}
@@ -67,6 +69,17 @@ Files that differ are kept, and then nothing is written, unless --force is given
 		return err
 	}
 	return c
+}
+
+// withImports adds the files that others import.
+func withImports(names []string) []string {
+	guarded := slices.ContainsFunc(names, func(name string) bool {
+		return name == "react.js" || name == "angular.js" || name == "tanstack.js"
+	})
+	if guarded && !slices.Contains(names, "notice.js") {
+		return slices.Concat(names, []string{"notice.js", "notice.d.ts"})
+	}
+	return names
 }
 
 // writeClient writes the named files of the browser client into dir and returns
@@ -151,7 +164,8 @@ func importLines(dir string, names []string) string {
 		"client": "createClient", "react": "CloakroomProvider, RequireSession, useSession",
 		"vue":    "cloakroom, useSession",
 		"svelte": "sessionStore", "angular": "provideCloakroom, cloakroomInterceptor",
-		"tanstack": "queryDefaults, followSession", "vite": "cloakroom", "testing": "mockClient, signIn",
+		"tanstack": "queryDefaults, followSession", "notice": "signInNotice",
+		"vite": "cloakroom", "testing": "mockClient, signIn",
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "In a module beside %s:\n", dir)

@@ -30,7 +30,7 @@ func TestClientWritesWhatIsAskedFor(t *testing.T) {
 			t.Errorf("got output %q, want it to contain %q", out, want)
 		}
 	}
-	want := []string{"client.d.ts", "client.js", "react.d.ts", "react.js"}
+	want := []string{"client.d.ts", "client.js", "notice.d.ts", "notice.js", "react.d.ts", "react.js"}
 	if got := namesIn(t, dir); !slices.Equal(got, want) {
 		t.Errorf("got files %q, want %q", got, want)
 	}

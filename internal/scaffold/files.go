@@ -109,6 +109,9 @@ func Files(project *Project, answers Answers, client fs.FS) ([]File, error) {
 	if project.Library != "" {
 		parts = append(parts, project.Library)
 	}
+	if project.Library == "react" || project.Library == "angular" { // they import it
+		parts = append(parts, "notice")
+	}
 	for _, part := range parts {
 		for _, suffix := range []string{".js", ".d.ts"} {
 			text, err := fs.ReadFile(client, part+suffix)

@@ -239,6 +239,9 @@ func TestClientHasTheHooksOfTheLibrary(t *testing.T) {
 		} else if want != "" {
 			all = append(all, want+".js", want+".d.ts")
 		}
+		if want == "react" || want == "angular" { // they import it
+			all = append(all, "notice.js", "notice.d.ts")
+		}
 		if !slices.Equal(got, all) {
 			t.Errorf("%s: got %v, want %v", manifest, got, all)
 		}

@@ -18,6 +18,16 @@ const vite = join(here, "node_modules/vite/bin/vite.js");
 /** Chooses alice at the development provider. @param {import("playwright-core").Page} page */
 const chooseAlice = (page) => page.locator('button[name="user"][value="alice"]').click();
 
+/** Signs alice in again by the notice of a page, which keeps its letter. */
+async function chooseAliceInWindow(context, page, reason) {
+  await page.getByRole("dialog").getByText(reason).waitFor();
+  const [popup] = await Promise.all([context.waitForEvent("page"), page.getByText("Sign in again").click()]);
+  await chooseAlice(popup);
+  await page.getByRole("dialog").waitFor({ state: "detached" });
+  await shows(page, /Alice.* signed-in/);
+  assert.equal(await page.getByLabel("Letter").inputValue(), "a long letter");
+}
+
 /** Waits until a page shows a user and a state. @param {import("playwright-core").Page} page @param {RegExp} text */
 const shows = (page, text) => page.locator("#user", { hasText: text }).waitFor();
 
@@ -69,6 +79,62 @@ describe("the package in Chromium", { timeout: 300_000 }, () => {
       if (!popup.isClosed()) await popup.waitForEvent("close");
       assert.equal(await page.getByLabel("Letter").inputValue(), "a long letter");
       assert.equal(new URL(page.url()).pathname, "/");
+    }));
+
+  test("React: after a revocation the provider's session signs nobody in", () =>
+    visit(async (context, open) => {
+      const page = await open("/?notice");
+      await chooseAlice(page);
+      await shows(page, /Alice.* signed-in/);
+      const errors = [];
+      page.on("console", (message) => message.text().includes("Content Security Policy") && errors.push(message.text()));
+      await page.getByLabel("Letter").fill("a long letter");
+      await page.evaluate(() => window.client.endSession(window.client.current.session.id));
+      // Another device revokes a session by its ID. From this one, it counts as a logout.
+      await chooseAliceInWindow(context, page, "in another tab");
+
+      const phone = await browser.newContext({ baseURL: broker.baseURL });
+      const other = await phone.newPage();
+      await other.goto("/?notice");
+      await chooseAlice(other);
+      await shows(other, /Alice.* signed-in/);
+      await other.evaluate(() => window.client.endOtherSessions());
+      await page.getByText("from another device").waitFor();
+      assert.equal(new URL(page.url()).pathname, "/");
+      const box = await page.getByRole("dialog").boundingBox();
+      const { width, height } = page.viewportSize();
+      assert.deepEqual([box.x, box.y, box.width, box.height], [0, 0, width, height]);
+      await page.keyboard.press("Escape");
+      await page.keyboard.press("Escape");
+      assert.equal(await page.getByRole("dialog").isVisible(), true);
+
+      // Neither a reload nor another tab signs in without the page of the provider.
+      for (const path of ["/?notice", "/bff/login"]) {
+        const tab = await open(path);
+        await tab.locator('button[name="user"][value="alice"]').waitFor();
+        await tab.close();
+      }
+      await chooseAliceInWindow(context, page, "from another device");
+      assert.deepEqual(errors, []);
+
+      await other.evaluate(() => window.client.endOtherSessions());
+      await page.getByText("from another device").waitFor();
+      await page.reload();
+      await page.locator('button[name="user"][value="alice"]').waitFor();
+      await phone.close();
+    }));
+
+  test("React: when another user signs in, nothing of the first one stays", () =>
+    visit(async (context, open) => {
+      const page = await open("/?notice");
+      await chooseAlice(page);
+      await shows(page, /Alice.* signed-in/);
+      await page.getByLabel("Letter").fill("a letter of alice");
+      await page.evaluate(() => window.client.endSession(window.client.current.session.id));
+      const [popup] = await Promise.all([context.waitForEvent("page"), page.getByText("Sign in again").click()]);
+      await popup.locator('button[name="user"][value="bob"]').click();
+      await shows(page, /Bob.* signed-in/);
+      await page.waitForFunction(() => document.querySelector("textarea").value === "");
     }));
 
   test("Vue: sign-in in a window, under Cross-Origin-Opener-Policy", () =>

@@ -45,7 +45,7 @@ test("an app that imports everything compiles", () => {
 });
 
 test("a server imports every file and touches no browser", () => {
-  const files = ["", "/react", "/vue", "/svelte", "/angular", "/tanstack", "/vite", "/testing"];
+  const files = ["", "/react", "/vue", "/svelte", "/angular", "/tanstack", "/notice", "/vite", "/testing"];
   const code = [
     'import "@angular/compiler";',
     ...files.map((file, i) => `import * as m${i} from "@cloakroom-bff/client${file}";`),

@@ -3,19 +3,22 @@ import { Location } from "@angular/common";
 import { computed, inject, InjectionToken, makeEnvironmentProviders, signal } from "@angular/core";
 import { tap } from "rxjs";
 
+import { sessionOrSignIn } from "./notice.js";
+
 /** @type {typeof import("./angular.d.ts").Cloakroom} */
 export const Cloakroom = new InjectionToken("Cloakroom");
 
 /** @type {typeof import("./angular.d.ts").provideCloakroom} */
-export function provideCloakroom(client) {
-  return makeEnvironmentProviders([{ provide: Cloakroom, useFactory: () => service(client) }]);
+export function provideCloakroom(client, { notice = true } = {}) {
+  return makeEnvironmentProviders([{ provide: Cloakroom, useFactory: () => service(client, notice) }]);
 }
 
 /**
  * @param {import("./client.d.ts").Client<any>} client
+ * @param {boolean} notice
  * @returns {import("./angular.d.ts").CloakroomService<any>}
  */
-function service(client) {
+function service(client, notice) {
   const current = signal(client.current);
   const state = signal(client.state);
   client.on("change", () => current.set(client.current));
@@ -23,6 +26,7 @@ function service(client) {
   client.session().catch(() => {}); // the state reports the error
   return {
     client,
+    notice,
     state: state.asReadonly(),
     authenticated: computed(() => current()?.authenticated ?? false),
     user: computed(() => current()?.user),
@@ -42,23 +46,7 @@ export const cloakroomInterceptor = (request, next) => {
 
 /** @type {typeof import("./angular.d.ts").requireSession} */
 export const requireSession = async (_route, { url }) => {
-  const { client } = inject(Cloakroom);
+  const { client, notice } = inject(Cloakroom);
   const returnTo = inject(Location).prepareExternalUrl(url);
-  const session = await client.session().catch(() => client.current ?? firstSession(client));
-  if (!session.authenticated) client.login({ returnTo });
-  return session.authenticated;
+  return (await sessionOrSignIn(client, returnTo, { notice })).authenticated;
 };
-
-/**
- * Waits until the broker, which cannot be reached, has sent a session state.
- *
- * @param {import("./client.d.ts").Client<any>} client
- * @returns {Promise<import("./client.d.ts").Session<any>>}
- */
-const firstSession = (client) =>
-  new Promise((done) => {
-    const off = client.on("change", (session) => {
-      off();
-      done(session);
-    });
-  });

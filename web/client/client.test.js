@@ -663,6 +663,17 @@ test("focus and online check a state that is older than 5 seconds", async () => 
   assert.equal(page.requests.length, 2);
 });
 
+for (const type of ["focus", "online", "visibilitychange"]) {
+  test(`the event ${type} alone checks the state`, async () => {
+    await signedIn();
+    await advance(5101);
+    page.responses.push(json(alice()));
+    dispatch(type);
+    await settle();
+    assert.equal(page.requests.length, 2);
+  });
+}
+
 test("logout tells the other tabs, and not its own listeners", async () => {
   const { client, states } = await signedIn();
   const events = record(client);

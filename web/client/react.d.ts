@@ -24,14 +24,17 @@ export declare function useExpiry(): Extract<State, { status: "expiring" }> | un
 /**
  * Shows its children to users who are signed in. Others are sent to the sign-in.
  *
- * When the session ends, it navigates to the sign-in as well, with `prompt=login`
- * after a logout in another tab. With `ended`, it keeps the children and shows
- * `ended` besides, such as a dialog with a button that calls
- * `login({ window: true })`: what the user has typed is kept.
+ * When the session ends while the page is open, it keeps the children, and so
+ * what the user has typed. It covers them with a notice: the reason, and a button
+ * for the sign-in in another window. With `ended`, it shows that besides the
+ * children instead. A button there calls `login({ window: true })`, or
+ * `login({ window: true, prompt: "login" })` after the reason `logout`. Children
+ * of another user who signs in are new.
  */
 export declare function RequireSession(props: {
   children?: ReactNode;
   /** Shown while the state is not known, and until the sign-in page loads. */
   fallback?: ReactNode;
+  /** Shown after the end. Default: the notice of `signInNotice`. */
   ended?: ReactNode;
 }): ReactElement;

@@ -1,6 +1,8 @@
 // React hooks and components for the client. See react.d.ts.
 import { createContext, createElement, Fragment, useCallback, useContext, useEffect, useRef, useSyncExternalStore } from "react";
 
+import { signInNotice } from "./notice.js";
+
 /** @import { Client, State } from "./client.d.ts" */
 
 const Context = createContext(/** @type {Client<any> | undefined} */ (undefined));
@@ -41,16 +43,16 @@ export function useExpiry() {
 
 /** @type {typeof import("./react.d.ts").RequireSession} */
 export function RequireSession({ children, fallback = null, ended }) {
-  const { client, authenticated, state } = useSession();
-  const shown = useRef(false);
-  if (authenticated) shown.current = true;
-  const keep = shown.current && ended !== undefined; // what the user has typed
-  const leave = !authenticated && !keep && (state.status === "signed-out" || state.status === "ended");
-  // After a logout in another tab the provider may still know the user.
-  const prompt = state.status === "ended" && state.reason === "logout" ? "login" : undefined;
+  const { client, authenticated, user, state } = useSession();
+  const shown = useRef(/** @type {string | undefined} */ (undefined)); // the user whose children they are
+  if (authenticated) shown.current = user.sub;
+  const leave = !authenticated && state.status === "signed-out";
+  const notice = ended === undefined;
+  useEffect(() => (notice ? signInNotice(client) : undefined), [client, notice]);
   useEffect(() => {
-    if (leave) client.login(prompt && { prompt });
-  }, [leave, prompt, client]);
-  if (!authenticated && !keep) return createElement(Fragment, null, fallback);
-  return createElement(Fragment, null, children, authenticated ? null : ended);
+    if (leave) client.login();
+  }, [leave, client]);
+  if (shown.current === undefined) return createElement(Fragment, null, fallback);
+  // The children keep what the user has typed. Those of another user are new.
+  return createElement(Fragment, null, createElement(Fragment, { key: shown.current }, children), authenticated ? null : ended);
 }

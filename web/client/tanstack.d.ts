@@ -23,9 +23,13 @@ export declare function followSession(queryClient: Queries, client: Client<any>)
 
 /**
  * Returns a `beforeLoad` for routes that require a session. It adds `user` to the
- * route's context. Others are sent to the sign-in, which returns to the route.
- * While the broker cannot be reached and nothing is known, it waits.
+ * route's context. On the first visit others are sent to the sign-in, which
+ * returns to the route. After an end of the session while the page is open, a
+ * notice offers the sign-in, and the guard waits for it. With `notice: false` the
+ * app shows its own. While the broker cannot be reached and nothing is known, the
+ * guard waits, too.
  */
 export declare function requireSession<Claims extends object = UserClaims>(
   client: Client<Claims>,
+  options?: { notice?: boolean },
 ): (options: { location: { href: string; publicHref?: string } }) => Promise<{ user: Claims }>;

@@ -1,4 +1,5 @@
 // Defaults for TanStack Query and a guard for TanStack Router. See tanstack.d.ts.
+import { sessionOrSignIn } from "./notice.js";
 
 /** @type {typeof import("./tanstack.d.ts").queryDefaults} */
 export const queryDefaults = {
@@ -26,23 +27,7 @@ export function followSession(queryClient, client) {
 }
 
 /** @type {typeof import("./tanstack.d.ts").requireSession<any>} */
-export const requireSession = (client) => async ({ location }) => {
-  const session = await client.session().catch(() => client.current ?? firstSession(client));
-  if (session.authenticated) return { user: session.user };
-  client.login({ returnTo: location.publicHref ?? location.href });
-  return new Promise(() => {}); // the page is left
+export const requireSession = (client, options) => async ({ location }) => {
+  const session = await sessionOrSignIn(client, location.publicHref ?? location.href, options);
+  return session.authenticated ? { user: session.user } : new Promise(() => {}); // the page is left
 };
-
-/**
- * Waits until the broker, which cannot be reached, has sent a session state.
- *
- * @param {import("./client.d.ts").Client<any>} client
- * @returns {Promise<import("./client.d.ts").Session<any>>}
- */
-const firstSession = (client) =>
-  new Promise((done) => {
-    const off = client.on("change", (session) => {
-      off();
-      done(session);
-    });
-  });

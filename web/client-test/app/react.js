@@ -27,7 +27,8 @@ function Letter() {
 }
 
 const open = new URLSearchParams(location.search).has("open");
+const ended = new URLSearchParams(location.search).has("notice") ? undefined : h(SignInAgain);
 const content = h(Letter, { key: "letter" });
 createRoot(document.querySelector("main")).render(
-  h(CloakroomProvider, { client }, open ? content : h(RequireSession, { fallback: "wait", ended: h(SignInAgain) }, content)),
+  h(CloakroomProvider, { client }, open ? content : h(RequireSession, { fallback: "wait", ended }, content)),
 );

@@ -10,6 +10,7 @@ import { createApp } from "vue";
 
 import { createClient, ProblemError, type Client, type State } from "@cloakroom-bff/client";
 import { Cloakroom, cloakroomInterceptor, provideCloakroom, requireSession as requireSessionInAngular } from "@cloakroom-bff/client/angular";
+import { sessionOrSignIn, signInNotice } from "@cloakroom-bff/client/notice";
 import { CloakroomProvider, RequireSession, useClient, useExpiry, useSession } from "@cloakroom-bff/client/react";
 import { sessionStore } from "@cloakroom-bff/client/svelte";
 import { followSession, queryDefaults, requireSession } from "@cloakroom-bff/client/tanstack";
@@ -46,6 +47,9 @@ export const react = (
     </RequireSession>
   </CloakroomProvider>
 );
+
+export const stop: () => void = signInNotice(client);
+export const rolesOfSession: Promise<string[] | undefined> = sessionOrSignIn(client, "/orders").then(({ user }) => user?.roles);
 
 createApp({
   setup() {

@@ -37,11 +37,11 @@ beforeEach(() => {
 });
 afterEach(() => app.destroy());
 
-async function start(client) {
+async function start(client, options) {
   app = await bootstrapApplication(App, {
     providers: [
       provideZonelessChangeDetection(),
-      provideCloakroom(client),
+      provideCloakroom(client, options),
       provideHttpClient(withFetch(), withInterceptors([cloakroomInterceptor])),
       provideRouter([{ path: "orders/:id", component: Page, canActivate: [requireSession] }]),
     ],
@@ -77,6 +77,22 @@ test("the guard leads to the sign-in, which returns to the route", async () => {
   client.unreachable();
   expect(await router.navigateByUrl("/orders/8")).toBe(true);
 });
+
+for (const notice of [true, false]) {
+  test(`after an end the guard waits, with notice: ${notice}`, async () => {
+    const client = mockClient({ user: { sub: "alice", name: "Alice" } });
+    client.login = () => expect.unreachable();
+    await start(client, { notice });
+    const router = app.injector.get(Router);
+    expect(await router.navigateByUrl("/orders/7")).toBe(true);
+    client.signOut("idle");
+    expect(document.querySelector("dialog")?.textContent.includes("not active") ?? false).toBe(notice);
+    const navigation = router.navigateByUrl("/orders/8");
+    await new Promise((done) => setTimeout(done));
+    client.signIn({ sub: "alice", name: "Alice" });
+    expect([await navigation, document.querySelector("dialog")]).toEqual([true, null]);
+  });
+}
 
 test("the guard waits while the broker cannot be reached", async () => {
   const client = mockClient({ state: { status: "loading" } });

@@ -41,11 +41,48 @@ test("RequireSession leads to the sign-in and shows the fallback", async () => {
   expect([page.textContent, logins]).toEqual(["wait", [undefined]]);
   await act(async () => client.signIn({ sub: "alice", name: "Alice" }));
   expect(page.textContent).toBe("Alice signed-in");
-  await act(async () => client.signOut());
-  expect([page.textContent, logins.length]).toEqual(["wait", 2]);
-  await act(async () => client.signIn({ sub: "alice", name: "Alice" }));
-  await act(async () => client.signOut("logout")); // the provider may still know the user
-  expect(logins.slice(1)).toEqual([undefined, { prompt: "login" }]);
+});
+
+for (const reason of ["idle", "lifetime", "revoked", "backchannel", "limit", "refused", undefined]) {
+  test(`RequireSession shows a notice after an end by ${reason}, and goes nowhere`, async () => {
+    const client = mockClient({ user: { sub: "alice", name: "Alice" } });
+    const logins = [];
+    client.login = async (options) => logins.push(options);
+    const page = await render(client, h(RequireSession, { fallback: "wait" }, h("input")));
+    page.querySelector("input").value = "a long letter";
+    await act(async () => client.signOut(reason));
+    const notice = document.querySelector("dialog");
+    expect(notice.textContent).toContain("You were signed out.");
+    expect([logins, page.querySelector("input").value]).toEqual([[], "a long letter"]);
+    notice.querySelector("button").click();
+    expect(logins).toEqual([{ window: true }]);
+    await act(async () => client.signIn({ sub: "alice", name: "Alice" }));
+    expect([document.querySelector("dialog"), page.querySelector("input").value]).toEqual([null, "a long letter"]);
+  });
+}
+
+test("the notice asks for the password after a logout in another tab", async () => {
+  const client = mockClient({ user: { sub: "alice" } });
+  const logins = [];
+  await render(client, h(RequireSession));
+  await act(async () => client.signOut("logout"));
+  client.login = (options) => {
+    logins.push(options);
+    return options.window ? Promise.reject(new DOMException("blocked", "NotAllowedError")) : undefined;
+  };
+  document.querySelector("dialog button").click();
+  await expect.poll(() => logins.length).toBe(2); // without a window, in the page
+  expect(logins).toEqual([{ prompt: "login", window: true }, { prompt: "login" }]);
+  await act(async () => client.signIn({ sub: "alice" }));
+});
+
+test("RequireSession gives another user new children", async () => {
+  const client = mockClient({ user: { sub: "alice" } });
+  const page = await render(client, h(RequireSession, { ended: "ended" }, h("input")));
+  page.querySelector("input").value = "a letter of alice";
+  await act(async () => client.signOut("idle"));
+  await act(async () => client.signIn({ sub: "bob" }));
+  expect(page.querySelector("input").value).toBe("");
 });
 
 test("RequireSession waits while the state is not known", async () => {

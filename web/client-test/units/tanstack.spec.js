@@ -84,6 +84,18 @@ test("the guard leads to the sign-in and passes the user on", async () => {
   await until(() => signedIn.textContent === "orders of alice");
 });
 
+test("after an end the guard shows a notice and waits", async () => {
+  const client = mockClient({ user: { sub: "alice" } });
+  client.login = () => expect.unreachable();
+  const guard = requireSession(client);
+  expect(await guard({ location: { href: "/orders/7" } })).toEqual({ user: { sub: "alice" } });
+  client.signOut("revoked");
+  expect(document.querySelector("dialog").textContent).toContain("from another device");
+  const next = guard({ location: { href: "/orders/8" } });
+  client.signIn({ sub: "alice" });
+  expect([await next, document.querySelector("dialog")]).toEqual([{ user: { sub: "alice" } }, null]);
+});
+
 test("the guard waits while the broker cannot be reached", async () => {
   const client = mockClient({ state: { status: "loading" } });
   client.session = () => Promise.reject(new TypeError("Failed to fetch"));

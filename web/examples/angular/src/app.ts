@@ -23,11 +23,6 @@ import { OrderService } from "./orders";
           You will be signed out in {{ state.seconds }} s. <button (click)="orders.load()">Stay signed in</button>
         </p>
       }
-      @case ("ended") {
-        <p role="status">
-          You were signed out. <button (click)="bff.client.login({ window: true })">Sign in again</button>
-        </p>
-      }
       @case ("unreachable") {
         <p role="status">The app cannot be reached. It tries again.</p>
       }

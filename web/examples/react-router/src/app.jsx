@@ -45,12 +45,6 @@ function Notice() {
           You will be signed out in {state.seconds} s. <button onClick={() => revalidate()}>Stay signed in</button>
         </p>
       );
-    case "ended":
-      return (
-        <p role="status">
-          You were signed out. <button onClick={() => bff.login({ window: true }).then(() => revalidate())}>Sign in again</button>
-        </p>
-      );
     case "unreachable":
       return <p role="status">The app cannot be reached. It tries again.</p>;
     default:

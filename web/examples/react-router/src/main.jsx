@@ -1,5 +1,6 @@
 import { createRoot } from "react-dom/client";
 import { createBrowserRouter, RouterProvider } from "react-router";
+import { sessionOrSignIn } from "@cloakroom-bff/client/notice";
 import { CloakroomProvider } from "@cloakroom-bff/client/react";
 
 import { App, Trouble } from "./app.jsx";
@@ -9,10 +10,10 @@ import "../../plain/app.css";
 
 /** Returns a loader that leads users who are not signed in to the sign-in, and back to the URL. @param {() => Promise<any>} load */
 const signedIn = (load) => async ({ request }) => {
-  const { authenticated } = await bff.session();
-  if (authenticated) return load();
+  await bff.session(); // Trouble says that the broker cannot be reached
   const { pathname, search } = new URL(request.url);
-  bff.login({ returnTo: pathname + search + location.hash });
+  const { authenticated } = await sessionOrSignIn(bff, pathname + search + location.hash);
+  if (authenticated) return load();
   return new Promise(() => {}); // the page is about to be left
 };
 

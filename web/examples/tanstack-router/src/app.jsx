@@ -35,12 +35,6 @@ function Notice() {
           You will be signed out in {state.seconds} s. <button onClick={() => queryClient.fetchQuery(ordersQuery)}>Stay signed in</button>
         </p>
       );
-    case "ended":
-      return (
-        <p role="status">
-          You were signed out. <button onClick={() => bff.login({ window: true })}>Sign in again</button>
-        </p>
-      );
     case "unreachable":
       return <p role="status">The app cannot be reached. It tries again.</p>;
     default:

@@ -1,5 +1,6 @@
 import { createApp } from "vue";
 import { createRouter, createWebHistory } from "vue-router";
+import { sessionOrSignIn } from "@cloakroom-bff/client/notice";
 import { cloakroom } from "@cloakroom-bff/client/vue";
 
 import App from "./App.vue";
@@ -12,12 +13,7 @@ const router = createRouter({
   routes: [{ path: "/:orders(orders)?/:id(\\d+)?", component: Orders, props: true }],
 });
 
-// The guard leads users who are not signed in to the sign-in, and back to the URL.
-router.beforeEach(async ({ fullPath }) => {
-  const { authenticated } = await bff.session().catch(() => ({ authenticated: true })); // App says that it cannot be reached
-  if (authenticated) return true;
-  bff.login({ returnTo: fullPath });
-  return false;
-});
+// The guard leads users who are not signed in to the sign-in, and back to the URL. After an end on this page it shows a notice.
+router.beforeEach(async ({ fullPath }) => (await sessionOrSignIn(bff, fullPath)).authenticated);
 
 createApp(App).use(cloakroom(bff)).use(router).mount("#app");

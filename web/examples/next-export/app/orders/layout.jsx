@@ -13,8 +13,8 @@ export default function Layout({ children }) {
     <CloakroomProvider client={bff}>
       <Header />
       <Notice />
-      {/* ended is set, so the page stays when the session ends, and keeps what the user has typed. Notice says what happened. */}
-      <RequireSession fallback={<p>Loading…</p>} ended={null}>
+      {/* The page stays when the session ends, so that nothing that the user has typed is lost. A notice covers it. */}
+      <RequireSession fallback={<p>Loading…</p>}>
         {children}
         <Live />
         <Upload />
@@ -44,12 +44,6 @@ function Notice() {
       return (
         <p role="status">
           You will be signed out in {state.seconds} s. <button onClick={() => bff.fetch("/api/orders")}>Stay signed in</button>
-        </p>
-      );
-    case "ended":
-      return (
-        <p role="status">
-          You were signed out. <button onClick={() => bff.login({ window: true })}>Sign in again</button>
         </p>
       );
     case "unreachable":
