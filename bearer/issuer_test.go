@@ -1,7 +1,6 @@
 package bearer_test
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto"
@@ -25,6 +24,7 @@ import (
 	"github.com/go-jose/go-jose/v4"
 
 	"github.com/cloakroom-bff/cloakroom/bearer"
+	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
 const (
@@ -278,22 +278,7 @@ func isInvalid(err error) (*bearer.InvalidTokenError, bool) {
 }
 
 // logs is a log that can be read concurrently.
-type logs struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *logs) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *logs) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
-}
+type logs struct{ testenv.Buffer }
 
 // send sends a request with the Authorization headers to h.
 func send(h http.Handler, target string, authorization ...string) *http.Response {

@@ -18,6 +18,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
 	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
+	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 	"github.com/cloakroom-bff/cloakroom/session"
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
@@ -273,23 +274,8 @@ func (s *faultyStore) Create(ctx context.Context, key string, value []byte, ttl 
 	return s.Store.Create(ctx, key, value, ttl)
 }
 
-// buffer is a bytes.Buffer for concurrent use.
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
+// buffer is a log.
+type buffer struct{ testenv.Buffer }
 
 // lines returns the decoded log lines with the message msg.
 func (b *buffer) lines(t *testing.T, msg string) []map[string]any {

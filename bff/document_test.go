@@ -182,7 +182,7 @@ func TestProxiedResponseHasNoHeaderThatTheUpstreamDidNotSend(t *testing.T) {
 func TestResponseWithoutContentHasNoLengthOfOne(t *testing.T) {
 	t.Parallel()
 	u := newScriptedUpstream(t)
-	h2c := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	h2c := startH2C(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var status int
 		fmt.Sscan(strings.TrimPrefix(r.URL.Path, "/x/"), &status)
 		w.Header().Set("Content-Length", "5")
@@ -190,13 +190,9 @@ func TestResponseWithoutContentHasNoLengthOfOne(t *testing.T) {
 		w.WriteHeader(status)
 		io.WriteString(w, "abcde")
 	}))
-	h2c.Config.Protocols = new(http.Protocols)
-	h2c.Config.Protocols.SetUnencryptedHTTP2(true)
-	h2c.Start()
-	defer h2c.Close()
 	for name, upstream := range map[string]string{
 		"from HTTP/1.1": u.url,
-		"from HTTP/2":   "h2c" + strings.TrimPrefix(h2c.URL, "http"),
+		"from HTTP/2":   h2c,
 	} {
 		t.Run(name, func(t *testing.T) {
 			eachProtocol(t, upstream,

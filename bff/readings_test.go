@@ -2,13 +2,10 @@ package bff_test
 
 import (
 	"bufio"
-	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -240,35 +237,26 @@ func TestEncodedSlashCannotHideALongerRoute(t *testing.T) {
 func TestEveryTransportSendsThePathUnchanged(t *testing.T) {
 	t.Parallel()
 	handler := brokertest.NewEcho(t).Config.Handler
-	overTLS := httptest.NewUnstartedServer(handler)
-	overTLS.EnableHTTP2 = true
-	overTLS.StartTLS()
-	defer overTLS.Close()
-	h2c := httptest.NewUnstartedServer(handler)
-	h2c.Config.Protocols = new(http.Protocols)
-	h2c.Config.Protocols.SetUnencryptedHTTP2(true)
-	h2c.Start()
-	defer h2c.Close()
-	roots := x509.NewCertPool()
-	roots.AddCert(overTLS.Certificate())
+	overTLS, trust := startHTTP2(t, handler)
+	h2c := startH2C(t, handler)
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.Routes = []bff.Route{
 			{
 				Path:           "/tls/",
-				Upstream:       []string{overTLS.URL},
-				TLS:            &tls.Config{RootCAs: roots},
+				Upstream:       []string{overTLS},
+				TLS:            trust,
 				Token:          "none",
 				EncodedSlashes: "pass",
 			},
 			{
 				Path:           "/h2c/",
-				Upstream:       []string{"h2c" + strings.TrimPrefix(h2c.URL, "http")},
+				Upstream:       []string{h2c},
 				Token:          "none",
 				EncodedSlashes: "pass",
 			},
 			{
 				Path:        "/cut/",
-				Upstream:    []string{"h2c" + strings.TrimPrefix(h2c.URL, "http") + "/v%201"},
+				Upstream:    []string{h2c + "/v%201"},
 				Token:       "none",
 				StripPrefix: true,
 			},

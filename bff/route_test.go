@@ -432,18 +432,35 @@ func TestFailedUpstreamAddressIsSkipped(t *testing.T) {
 	}
 }
 
+// startHTTP2 starts an upstream with HTTP/2 over TLS. It returns its URL and
+// what trusts it.
+func startHTTP2(t *testing.T, h http.Handler) (url string, trust *tls.Config) {
+	t.Helper()
+	s := httptest.NewUnstartedServer(h)
+	s.EnableHTTP2 = true
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	roots := x509.NewCertPool()
+	roots.AddCert(s.Certificate())
+	return s.URL, &tls.Config{RootCAs: roots}
+}
+
+// startH2C starts an upstream with HTTP/2 without TLS, and returns its URL.
+func startH2C(t *testing.T, h http.Handler) (url string) {
+	t.Helper()
+	s := httptest.NewUnstartedServer(h)
+	s.Config.Protocols = new(http.Protocols)
+	s.Config.Protocols.SetUnencryptedHTTP2(true)
+	s.Start()
+	t.Cleanup(s.Close)
+	return "h2c" + strings.TrimPrefix(s.URL, "http")
+}
+
 func TestUpstreamsOfEveryKind(t *testing.T) {
 	t.Parallel()
 	handler := brokertest.NewEcho(t).Config.Handler
-	overTLS := httptest.NewUnstartedServer(handler)
-	overTLS.EnableHTTP2 = true
-	overTLS.StartTLS()
-	defer overTLS.Close()
-	h2c := httptest.NewUnstartedServer(handler)
-	h2c.Config.Protocols = new(http.Protocols)
-	h2c.Config.Protocols.SetUnencryptedHTTP2(true)
-	h2c.Start()
-	defer h2c.Close()
+	overTLS, trust := startHTTP2(t, handler)
+	h2c := startH2C(t, handler)
 	socket := filepath.Join(t.TempDir(), "api.sock")
 	l, err := net.Listen("unix", socket)
 	if err != nil {
@@ -452,15 +469,13 @@ func TestUpstreamsOfEveryKind(t *testing.T) {
 	overUnix := &httptest.Server{Listener: l, Config: &http.Server{Handler: handler}}
 	overUnix.Start()
 	defer overUnix.Close()
-	roots := x509.NewCertPool()
-	roots.AddCert(overTLS.Certificate())
 
 	for _, test := range []struct {
 		name, upstream string
 		tls            *tls.Config
 	}{
-		{"https", overTLS.URL, &tls.Config{RootCAs: roots}},
-		{"h2c", "h2c" + strings.TrimPrefix(h2c.URL, "http"), nil},
+		{"https", overTLS, trust},
+		{"h2c", h2c, nil},
 		{"unix", "unix:" + socket, nil},
 	} {
 		_, b := newRoutedApp(t, bff.Route{
@@ -484,7 +499,7 @@ func TestUpstreamsOfEveryKind(t *testing.T) {
 		}
 	}
 	for name, cfg := range map[string]*tls.Config{"none": nil, "others": {RootCAs: x509.NewCertPool()}} {
-		a, b := newRoutedApp(t, bff.Route{Path: "/kind/", Token: "user", Upstream: []string{overTLS.URL}, TLS: cfg})
+		a, b := newRoutedApp(t, bff.Route{Path: "/kind/", Token: "user", Upstream: []string{overTLS}, TLS: cfg})
 		wantProblem(t, b.Fetch("GET", "/kind/x"), 502, "upstream_failed")
 		if !strings.Contains(a.logs.String(), "certificate signed by unknown authority") {
 			t.Errorf("%s: the log does not name the cause", name)
