@@ -155,33 +155,8 @@ func infoField(info, name string) string {
 // lost.
 func (s *Redis) watchMaster(ctx context.Context, master *redis.Options, runID *atomic.Value,
 	onChange func(key string), onValid func(until time.Time)) error {
-	o := *master
-	o.Protocol = 3
-	o.PoolSize = 1
-	o.PipelinePoolSize = -1
 	var refused error // of CLIENT TRACKING on the current connection; used by this goroutine only
-	o.OnConnect = func(ctx context.Context, c *redis.Conn) error {
-		if master.OnConnect != nil {
-			if err := master.OnConnect(ctx, c); err != nil {
-				return err
-			}
-		}
-		id, err := serverID(ctx, c)
-		if err != nil {
-			return err
-		}
-		runID.Store(id)
-		s.checkServer(ctx, c, o.Addr, id)
-		refused = c.ClientTrackingOn(ctx,
-			&redis.ClientTrackingOptions{Bcast: true,
-				Prefixes: []string{s.prefix + "session:", s.prefix + "refresh:"}}).Err()
-		if isRefusal(refused) {
-			return nil
-		}
-		return refused
-	}
-	o.PushNotificationProcessor = redis.NewPushNotificationProcessor() // copied options would share one
-	client := redis.NewClient(&o)
+	client := redis.NewClient(s.trackingOptions(master, runID, &refused))
 	defer client.Close()
 	err := client.RegisterPushNotificationHandler("invalidate", announcement{s.prefix, onChange}, false)
 	if err != nil {
@@ -229,6 +204,38 @@ func (s *Redis) watchMaster(ctx context.Context, master *redis.Options, runID *a
 		}
 	}
 	return ctx.Err()
+}
+
+// trackingOptions returns the options of a connection to a master that
+// announces changes. A connection stores the process that it leads to in runID,
+// and in refused whether the master refuses CLIENT TRACKING.
+func (s *Redis) trackingOptions(master *redis.Options, runID *atomic.Value, refused *error) *redis.Options {
+	o := *master
+	o.Protocol = 3
+	o.PoolSize = 1
+	o.PipelinePoolSize = -1
+	o.OnConnect = func(ctx context.Context, c *redis.Conn) error {
+		if master.OnConnect != nil {
+			if err := master.OnConnect(ctx, c); err != nil {
+				return err
+			}
+		}
+		id, err := serverID(ctx, c)
+		if err != nil {
+			return err
+		}
+		runID.Store(id)
+		s.checkServer(ctx, c, o.Addr, id)
+		*refused = c.ClientTrackingOn(ctx,
+			&redis.ClientTrackingOptions{Bcast: true,
+				Prefixes: []string{s.prefix + "session:", s.prefix + "refresh:"}}).Err()
+		if isRefusal(*refused) {
+			return nil
+		}
+		return *refused
+	}
+	o.PushNotificationProcessor = redis.NewPushNotificationProcessor() // copied options would share one
+	return &o
 }
 
 // publish publishes to no subscriber, and fails if a script cannot publish.
