@@ -4,6 +4,10 @@
 import { spawn } from "node:child_process";
 import { createRequire } from "node:module";
 
+if (process.platform === "win32") {
+  console.error("cloakroom: there is no program for Windows. Run it in WSL, beside your app: https://learn.microsoft.com/windows/wsl/install");
+  process.exit(1);
+}
 const name = `@cloakroom-bff/cloakroom-${process.platform}-${process.arch}`;
 let program;
 try {

@@ -59,6 +59,13 @@ describe("the npm packages", { timeout: 300_000 }, () => {
     assert.match(version.output, new RegExp(`@cloakroom-bff/cloakroom-${platform} is not installed`));
   });
 
+  test("on Windows the launcher says to use WSL", () => {
+    const windows = `data:text/javascript,Object.defineProperty(process, "platform", { value: "win32" })`;
+    const { status, output } = run(process.execPath, ["--import", windows, join(here, "launcher.js"), "version"]);
+    assert.equal(status, 1, output);
+    assert.match(output, /no program for Windows\. Run it in WSL/);
+  });
+
   test("npx runs the program and passes its exit status on", () => {
     const { status, output } = install(["cloakroom", `cloakroom-${platform}`, "client"], "--foreground-scripts");
     assert.equal(status, 0, output);
