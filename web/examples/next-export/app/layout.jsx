@@ -1,6 +1,6 @@
 import "../../plain/app.css";
 
-export const metadata = { title: "Next.js export" };
+export const metadata = { title: "Orders", icons: { icon: "data:," } };
 
 export default function Layout({ children }) {
   return (
