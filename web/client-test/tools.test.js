@@ -74,6 +74,7 @@ describe("an app of Vite and TypeScript with the README's import", { timeout: 12
 const bff = createClient();
 const { authenticated, user } = await bff.session();
 if (!authenticated) bff.login();
+fetch("https://errors.example.com/report");
 console.log(user?.name, await WebAssembly.instantiate(new Uint8Array()));
 `,
     );
@@ -81,6 +82,8 @@ console.log(user?.name, await WebAssembly.instantiate(new Uint8Array()));
     mkdirSync(join(dir, "public"));
     writeFileSync(join(dir, "public/data.json"), JSON.stringify(Array(1000).fill("text")));
     writeFileSync(join(dir, "public/sw.js"), "registerRoute(new NavigationRoute(createHandlerBoundToURL('index.html')));");
+    writeFileSync(join(dir, "public/own-sw.js"), "addEventListener('fetch', (event) => event.respondWith(caches.match('/index.html')));");
+    writeFileSync(join(dir, "public/good-sw.js"), "addEventListener('fetch', (event) => { if (!event.request.url.includes('/bff/')) event.respondWith(fetch(event.request)); });");
     writeFileSync(
       join(dir, "vite.config.js"),
       `import { cloakroom } from "@cloakroom-bff/client/vite";
@@ -94,12 +97,21 @@ export default { plugins: [cloakroom({ broker: process.env.BROKER, routes: ["/ap
     assert.ok(ok, output);
   });
 
+  test("mistakes in the options of the plugin are errors", async () => {
+    const { cloakroom } = await import("@cloakroom-bff/client/vite");
+    assert.throws(() => cloakroom({ borker: "http://localhost:8080" }), /unknown option borker/);
+    assert.throws(() => cloakroom({ routes: ["api"] }), /the path api does not begin with a slash/);
+  });
+
   test("vite build bundles, compresses, and prints what is needed", () => {
     const { ok, output } = run(bin("vite"), ["build"], dir);
     assert.ok(ok, output);
     assert.match(output, /this build needs frontend\.csp: \{.*script-src: \["'wasm-unsafe-eval'"\]/);
     assert.match(output, /img-src: \["https:\/\/images\.example\.com"\]/);
     assert.match(output, /font-src: \["https:\/\/fonts\.example\.com"\]/);
+    assert.match(output, /connect-src: \["https:\/\/errors\.example\.com"\]/);
+    assert.match(output, /own-sw\.js responds to requests without a test for \/bff\//);
+    assert.doesNotMatch(output, /good-sw\.js/);
     assert.match(output, /sw\.js handles navigations to \/bff\/.*navigateFallbackDenylist/);
     const plain = readFileSync(join(dir, "dist/data.json"));
     assert.deepEqual(brotliDecompressSync(readFileSync(join(dir, "dist/data.json.br"))), plain);

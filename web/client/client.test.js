@@ -674,6 +674,23 @@ for (const type of ["focus", "online", "visibilitychange"]) {
   });
 }
 
+test("a 503 of a call keeps the state, that of the next check does not", async () => {
+  const { client } = await signedIn();
+  const down = () => problem(503, "store_unavailable");
+  page.responses.push(down());
+  assert.equal((await client.fetch("/api/orders")).status, 503);
+  dispatch("focus"); // less than 5 seconds after the last check
+  await settle();
+  assert.equal(client.state.status, "signed-in");
+  await advance(5101);
+  page.responses.push(down());
+  dispatch("focus");
+  await settle();
+  assert.equal(client.state.status, "unreachable");
+  assert.equal(client.current.authenticated, true);
+  client.close();
+});
+
 test("logout tells the other tabs, and not its own listeners", async () => {
   const { client, states } = await signedIn();
   const events = record(client);

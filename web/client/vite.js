@@ -10,7 +10,9 @@ const compressible = /\.(html|js|mjs|css|svg|json|txt|xml|wasm|webmanifest|map)$
 export const navigateFallbackDenylist = [/^(\/[^?]*)?\/bff\//];
 
 /** @type {typeof import("./vite.d.ts").cloakroom} */
-export function cloakroom({ broker = "http://localhost:8080", routes = ["/api/"], prefix = "/bff", compress = true } = {}) {
+export function cloakroom({ broker = "http://localhost:8080", routes = ["/api/"], prefix = "/bff", compress = true, ...unknown } = {}) {
+  for (const name of Object.keys(unknown)) throw new TypeError(`cloakroom(): unknown option ${name}; there are broker, routes, prefix and compress`);
+  for (const path of [prefix, ...routes]) if (!path.startsWith("/")) throw new TypeError(`cloakroom(): the path ${path} does not begin with a slash`);
   // The broker sees the Host of the browser: that of public_url.
   const rule = { target: broker, changeOrigin: false, ws: true };
   const proxy = Object.fromEntries([`${prefix}/`, ...routes].map((path) => [`^${escape(path)}`, rule]));
@@ -79,12 +81,18 @@ async function findings(files, prefix) {
       }
     } else {
       if (/\bWebAssembly\.(instantiate|compile|Module)/.test(text)) add("script-src", "'wasm-unsafe-eval'");
-      if (/\bNavigationRoute\b|createHandlerBoundToURL/.test(text) && !text.includes(prefix.replaceAll("/", "\\/"))) {
-        lines.push(`${file} handles navigations to ${prefix}, so nobody can sign in: add navigateFallbackDenylist of @cloakroom-bff/client/vite to its options`);
+      for (const [, url] of text.matchAll(/\b(?:fetch|EventSource|WebSocket|sendBeacon)\(\s*["'`]((?:https?|wss?):\/\/[^"'`\s${}]+)/g)) add("connect-src", new URL(url).origin);
+      const handWritten = /addEventListener\(["'`]fetch["'`]/.test(text) && /\brespondWith\b/.test(text);
+      if (((handWritten && !text.includes(prefix)) || /\bNavigationRoute\b|createHandlerBoundToURL/.test(text)) && !text.includes(prefix.replaceAll("/", "\\/"))) {
+        lines.push(
+          handWritten
+            ? `${file} responds to requests without a test for ${prefix}: if that includes navigations, nobody can sign in`
+            : `${file} handles navigations to ${prefix}, so nobody can sign in: add navigateFallbackDenylist of @cloakroom-bff/client/vite to its options`,
+        );
       }
     }
   }
   const directives = Object.entries(csp).map(([directive, sources]) => `${directive}: [${[...sources].map((source) => JSON.stringify(source)).join(", ")}]`);
-  if (directives.length > 0) lines.push(`this build needs frontend.csp: {${directives.join(", ")}}`);
+  if (directives.length > 0) lines.push(`this build needs frontend.csp: {${directives.join(", ")}}; "cloakroom csp" finds more`);
   return lines;
 }
