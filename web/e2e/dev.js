@@ -113,8 +113,9 @@ export function developing(name, { dir: makeDir, files, command, message, signal
       const outside = []; // of the app's path
       page.on("request", (request) => {
         const { origin, pathname } = new URL(request.url());
-        const isOverlay = pathname.startsWith("/__nextjs_"); // which does not know basePath
-        if (origin === dev.match[1] && !`${pathname}/`.startsWith(`${base}/`) && !isOverlay) outside.push(pathname);
+        // Next.js' overlay does not know basePath, and a browser asks for an icon at the root.
+        const isOther = pathname.startsWith("/__nextjs_") || pathname === "/favicon.ico";
+        if (origin === dev.match[1] && !`${pathname}/`.startsWith(`${base}/`) && !isOther) outside.push(pathname);
       });
       await page.goto(`${base}/`);
       await page.getByText("first").waitFor();
