@@ -32,6 +32,8 @@ export function signInNotice(client) {
   let user = client.current?.user?.sub;
   /** @type {HTMLDialogElement | undefined} */
   let dialog;
+  /** @type {string | undefined} */
+  let shown; // the reason in the dialog
   const update = () => {
     const { current, state } = client;
     if (current?.authenticated) {
@@ -39,8 +41,10 @@ export function signInNotice(client) {
       if (user !== undefined && sub !== user) location.reload(); // nothing of the other user may stay
       else close();
       user = sub;
-    } else if (state.status === "ended") {
-      dialog ??= open(client, state.reason);
+    } else if (state.status === "ended" && (!dialog || state.reason !== shown)) {
+      close(); // the reason may be known later than the end
+      shown = state.reason;
+      dialog = open(client, shown);
     }
   };
   const close = () => {

@@ -76,6 +76,16 @@ test("the notice asks for the password after a logout in another tab", async () 
   await act(async () => client.signIn({ sub: "alice" }));
 });
 
+test("the notice names a reason that becomes known later", async () => {
+  const client = mockClient({ user: { sub: "alice" } });
+  await render(client, h(RequireSession));
+  await act(async () => client.signOut());
+  await act(async () => client.signOut("idle"));
+  expect(document.querySelectorAll("dialog").length).toBe(1);
+  expect(document.querySelector("dialog").textContent).toContain("You were not active for a while.");
+  await act(async () => client.signIn({ sub: "alice" }));
+});
+
 test("RequireSession gives another user new children", async () => {
   const client = mockClient({ user: { sub: "alice" } });
   const page = await render(client, h(RequireSession, { ended: "ended" }, h("input")));
