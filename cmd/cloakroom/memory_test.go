@@ -191,7 +191,7 @@ func wantBoundedMemory(t *testing.T, program, protocol string, attack func(host 
 	peak := peakMemory(t, r)
 	t.Logf("peak: %d MiB; requests by status during the flood: %v", peak, statuses)
 	// The limit does not count the file of the program, of about 20 MiB.
-	if most := limit + 30; peak > most {
+	if most := limit * 4 / 3; peak > most {
 		t.Errorf("resident memory with a limit of %d MiB: got %d MiB, want at most %d", limit, peak, most)
 	}
 	eventually(t, 30*time.Second, "requests are served after the flood", func() bool {
