@@ -106,7 +106,7 @@ describe("the package in Chromium", { timeout: 300_000 }, () => {
       assert.deepEqual([box.x, box.y, box.width, box.height], [0, 0, width, height]);
       await page.keyboard.press("Escape");
       await page.keyboard.press("Escape");
-      assert.equal(await page.getByRole("dialog").isVisible(), true);
+      await page.getByRole("dialog").waitFor(); // it may be closed for a moment
 
       // Neither a reload nor another tab signs in without the page of the provider.
       for (const path of ["/?notice", "/bff/login"]) {

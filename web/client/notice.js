@@ -78,7 +78,8 @@ function open(client, reason) {
   const button = append(dialog, "button", text.signIn);
   button.onclick = () => {
     // After a logout the browser has nothing that tells the broker who was here.
-    const options = reason === "logout" ? { prompt: "login" } : {};
+    // Nor is a logout excluded while the reason is unknown.
+    const options = !reason || reason === "logout" ? { prompt: "login" } : {};
     Promise.resolve(client.login({ ...options, window: true })).catch(() => client.login(options)); // the browser blocks windows
   };
   // Properties, for the policy of the app may forbid the attribute style.
