@@ -172,7 +172,7 @@ function journeys(name, { dir, start, order }) {
     await page.getByLabel("Message").fill("not sent yet");
     const other = await newTab();
     await other.goto(start);
-    await other.getByRole("button", { name: "Sign out" }).first().click();
+    await other.getByRole("button", { name: "Sign out", exact: true }).click();
     await page.getByText("You were signed out.").waitFor();
     const opened = page.context().waitForEvent("page");
     await page.getByRole("button", { name: "Sign in again" }).click();
@@ -219,7 +219,7 @@ function journeys(name, { dir, start, order }) {
 
   journey("signing out ends at the page that says so", async (page) => {
     await signIn(page);
-    await page.getByRole("button", { name: "Sign out" }).first().click();
+    await page.getByRole("button", { name: "Sign out", exact: true }).click();
     await page.getByRole("heading", { name: "You are signed out" }).waitFor();
   });
 }

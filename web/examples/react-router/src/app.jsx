@@ -10,7 +10,9 @@ import { Upload } from "./upload.jsx";
 /** The page. It stays when the session ends, so that nothing that the user has typed is lost. */
 export function App() {
   const { user } = useSession();
+  const { revalidate } = useRevalidator();
   const [closed, setClosed] = useState("");
+  useEffect(() => bff.on("signed-in", () => revalidate()), []); // the orders are loaded again
   return (
     <>
       <header>
