@@ -129,10 +129,16 @@ func (m *Manager) end(ctx context.Context, e ending) error {
 		first = true // reported twice rather than not at all
 		m.log.DebugContext(ctx, "tombstone not written", "session", id, "err", err)
 	}
+	// Before the record is gone: noticeEnd would take the report for that of
+	// another replica.
+	report := first && m.reported.add(id)
 	if err := m.delete(ctx, id); err != nil {
+		if report {
+			m.reported.remove(id)
+		}
 		return err
 	}
-	if first && m.reported.add(id) {
+	if report {
 		m.emit(ctx, Event{Kind: SessionEnded, Session: id, Subject: e.subject, Reason: e.reason, Err: e.cause})
 	}
 	return nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -291,6 +292,35 @@ func TestStoreOutageReportsNoEnd(t *testing.T) {
 	}
 	if ended := r.of(session.SessionEnded); len(ended) != 1 {
 		t.Errorf("got %d ends after the outage, want 1", len(ended))
+	}
+}
+
+// noticing is a store that calls a function after it has deleted a record.
+type noticing struct {
+	tokenstore.Memory
+	deleted func()
+}
+
+func (s *noticing) Delete(ctx context.Context, key string) error {
+	err := s.Memory.Delete(ctx, key)
+	if s.deleted != nil && strings.HasPrefix(key, "session:") {
+		s.deleted()
+	}
+	return err
+}
+
+// The cookie may come back as soon as the record is gone.
+func TestEndThatARequestNoticesAtOnceIsReported(t *testing.T) {
+	var r recorder
+	store := new(noticing)
+	m := newManager(t, session.Config{Store: store, App: here, Observe: r.observe})
+	s, ticket := signIn(t, m, tokens())
+	store.deleted = func() { wantNone(t, m, ticket, "during the end") }
+	if err := m.End(t.Context(), s, session.ReasonRevoked); err != nil {
+		t.Fatal(err)
+	}
+	if ended := r.of(session.SessionEnded); len(ended) != 1 {
+		t.Errorf("got %d ends, want 1", len(ended))
 	}
 }
 
