@@ -112,7 +112,8 @@ export function developing(name, { dir: makeDir, files, command, message, signal
       };
       const outside = []; // of the app's path
       page.on("request", (request) => {
-        const { origin, pathname } = new URL(request.url());
+        const { protocol, origin, pathname } = new URL(request.url());
+        if (protocol === "blob:") return; // Vite's client makes a worker when the server is away
         // Next.js' overlay does not know basePath, and a browser asks for an icon at the root.
         const isOther = pathname.startsWith("/__nextjs_") || pathname === "/favicon.ico";
         if (origin === dev.match[1] && !`${pathname}/`.startsWith(`${base}/`) && !isOther) outside.push(pathname);
