@@ -202,7 +202,8 @@ func New(cfg Config) (*Server, error) {
 	s.conns.log, s.conns.memory, s.conns.userTimeout = cfg.Logger, &s.memory, userTimeout
 	s.storeOutage.log = cfg.Logger
 	s.checks = checks{
-		log: cfg.Logger, headerBytes: a.limits.HeaderBytes, largeHeaders: new(refusals), memory: &s.memory,
+		http2: true,
+		log:   cfg.Logger, headerBytes: a.limits.HeaderBytes, largeHeaders: new(refusals), memory: &s.memory,
 	}
 	a.attach(s)
 	s.current.Store(a)

@@ -34,8 +34,9 @@ func NewListener(l net.Listener, cfg *tls.Config, log *slog.Logger) net.Listener
 	})
 }
 
-// checks are the checks of requests on a connection with HTTP/1.1.
+// checks are the checks of requests on a connection.
 type checks struct {
+	http2        bool // connections with HTTP/2 are *http2Conn, for which http.Server needs UnencryptedHTTP2
 	log          *slog.Logger
 	headerBytes  int       // maximum size of a header, with the request line
 	largeHeaders *refusals // larger ones
@@ -148,8 +149,11 @@ func (l *tlsListener) shake(raw net.Conn) {
 		return
 	}
 	ready := net.Conn(c)
-	if c.ConnectionState().NegotiatedProtocol != "h2" {
+	switch {
+	case c.ConnectionState().NegotiatedProtocol != "h2":
 		ready = l.checks.serverConn(c)
+	case l.checks.http2:
+		ready = newHTTP2Conn(c, l.checks)
 	}
 	select {
 	case l.ready <- ready:

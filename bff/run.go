@@ -2,7 +2,6 @@ package bff
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -50,11 +49,16 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 			// begun. The smallest maximum of RFC 9113 (section 4.2).
 			MaxReadFrameSize: 16 << 10,
 		},
+		// Of *http2Conn. The preface on another connection is refused by
+		// http1.ServerConn.
+		Protocols: new(http.Protocols),
 		ErrorLog:  slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 		ConnState: s.trackConnection,
 		// OPTIONS * is refused by the handler.
 		DisableGeneralOptionsHandler: true,
 	}
+	server.Protocols.SetHTTP1(true)
+	server.Protocols.SetUnencryptedHTTP2(true)
 	group, serving := errgroup.WithContext(ctx)
 	if err := s.start(serving); err != nil {
 		return err
@@ -131,8 +135,8 @@ func (i *idleTime) get() time.Time {
 // goAway tells the client of an idle connection in HTTP/2 to send new requests
 // elsewhere. Those on the way are served.
 func (i *idleTime) goAway(c net.Conn) {
-	secure, ok := c.(*tls.Conn)
-	if !ok || secure.ConnectionState().NegotiatedProtocol != "h2" {
+	secure, ok := c.(*http2Conn)
+	if !ok {
 		return
 	}
 	i.mu.Lock()
