@@ -93,17 +93,16 @@ func (a *app) endSessionURL(hint logoutHint, returnTo string) (string, error) {
 
 // logoutContinue is where a script sends the browser after a logout. It
 // redirects to the provider, with the ID token that is in the cookie, and
-// removes the cookie. It does so once: the store has a mark, for a copy of the
-// cookie could be sent again.
+// removes the cookie. It does so once, unless the store fails: the store has a
+// mark, for a copy of the cookie could be sent again.
 func (a *app) logoutContinue(w *response, r *http.Request) error {
 	w.page = plainPage
 	hint, returnTo, err := a.hints.take(w, r)
 	if err == nil && hint != (logoutHint{}) { // without a session there is nothing to use twice
 		first, storeErr := a.store.Create(r.Context(), continuationKey(r), []byte(rand.Text()), logoutHintLife)
-		switch {
-		case storeErr != nil:
-			return fmt.Errorf("%w: mark the logout as continued: %w", session.ErrStore, storeErr)
-		case !first:
+		if storeErr != nil { // the user wants to be signed out at the provider too
+			a.log.DebugContext(r.Context(), "logout not marked as continued", "err", storeErr, "request", w.requestID)
+		} else if !first {
 			err = errors.New("the URL was used before")
 		}
 	}

@@ -1,6 +1,7 @@
 package bff_test
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -346,5 +347,21 @@ func TestLogoutPathWorksOnceWithACopyOfTheCookie(t *testing.T) {
 			t.Errorf("again, %q at the end: got %d to %.80q, want 303 to /", again[len(path)-5:],
 				resp.StatusCode, got)
 		}
+	}
+}
+
+// The session here has ended. The user wants to be signed out at the provider
+// too.
+func TestLogoutContinuesAtTheProviderWithoutTheStore(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	b := a.signedIn()
+	var body map[string]string
+	b.Fetch("POST", "/bff/logout", "Accept", "application/json").Decode(t, &body)
+	a.store.setDown(errors.New("connection refused"))
+	defer a.store.setDown(nil)
+	resp := b.Navigate(body["redirect_to"])
+	if got := resp.Header.Get("Location"); resp.StatusCode != 303 || !strings.Contains(got, "id_token_hint=") {
+		t.Errorf("got %d to %.80q, want 303 to a URL with id_token_hint", resp.StatusCode, got)
 	}
 }
