@@ -44,13 +44,16 @@ func (a *app) promptAfterEnd(r *http.Request) (string, error) {
 	if a.afterEnd == PromptByProvider {
 		return "", nil
 	}
-	ticket, _ := a.cookie.Read(r)
+	ticket, _ := a.cookie.Read(r) // the zero Ticket without a cookie
 	reason, err := a.sessions.EndReason(r.Context(), ticket)
+	if err != nil {
+		return "", err
+	}
 	switch reason {
 	case session.ReasonIdle, session.ReasonRevoked, session.ReasonLimit:
-		return string(a.afterEnd), err
+		return string(a.afterEnd), nil
 	}
-	return "", err
+	return "", nil
 }
 
 // addPrompt adds a value to those of the parameter prompt, unless they have it

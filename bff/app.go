@@ -318,7 +318,8 @@ func (a *app) clientKeys(w *response, _ *http.Request) error {
 	return json.NewEncoder(w).Encode(set)
 }
 
-// showPublicSettings serves the settings that the app reads, to everybody.
+// showPublicSettings serves the settings that the app reads. It needs no
+// session.
 func (a *app) showPublicSettings(w *response, _ *http.Request) error {
 	w.Header().Set("Content-Type", "application/json")
 	_, err := w.Write(a.settings)

@@ -106,7 +106,7 @@ func (a *app) forwardToFrontend(w *response, r *http.Request) error {
 		w.Header().Set("Allow", "GET, HEAD")
 		return problem.MethodNotAllowed
 	case !a.files.Dev:
-		limitBodyTime(w, r) // nobody reads it
+		limitBodyTime(w, r) // no handler reads the body
 		forwarded, opts.Client, opts.RequestID = fileRequest(r), "", ""
 	case !read || upgrade:
 		if err := sameOrigin(a, r); err != nil {

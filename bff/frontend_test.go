@@ -331,7 +331,7 @@ func TestCDNGetsNoQueryOfAPage(t *testing.T) {
 }
 
 // A page of a CDN that fails has no form that users know, and may be that of
-// somebody else.
+// another site.
 func TestErrorOfACDNIsOurs(t *testing.T) {
 	t.Parallel()
 	files := brokertest.NewEcho(t)

@@ -14,7 +14,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// whoAmI responds with the subject of the session, or with "nobody".
+// whoAmI responds with the subject of the session, or with "nobody" without
+// one.
 func whoAmI(a *app) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if _, err := io.Copy(io.Discard, r.Body); err != nil {

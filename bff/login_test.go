@@ -706,7 +706,7 @@ func TestCrossSiteLoginCannotChangeTheUser(t *testing.T) {
 }
 
 // A stale callback restarts the login. It must not replace an existing session:
-// anybody can obtain a state and let it become stale.
+// any client can obtain a state and let it become stale.
 func TestStaleCrossSiteCallbackKeepsSession(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Cookie.SameSite = http.SameSiteLaxMode })

@@ -450,7 +450,7 @@ func TestAdministratorsNeedAToken(t *testing.T) {
 	}
 }
 
-// The details name upstreams. The status is for everybody: probes need it.
+// The details name upstreams. The status is public: probes need it.
 func TestDetailsOfTheReadinessAreForAdministrators(t *testing.T) {
 	t.Parallel()
 	loopback, other := &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}, &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1)}

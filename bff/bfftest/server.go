@@ -11,7 +11,7 @@
 //
 // A test of a program that runs the broker itself, or another implementation of
 // its endpoints, uses Provider and Browser without Server. Nothing in this
-// package is safe outside of tests: everyone can sign in as everyone.
+// package is safe outside of tests: any client can sign in as any user.
 package bfftest
 
 import (

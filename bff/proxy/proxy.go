@@ -49,7 +49,7 @@ type Upstream struct {
 	// AllowDocuments lets documents that can run script, such as HTML and SVG,
 	// act as pages of the broker's origin. Otherwise they are sandboxed.
 	AllowDocuments bool
-	// PublicFiles means a server of files that are the same for everybody, such
+	// PublicFiles means a server of files that are the same for all users, such
 	// as a CDN. It gets no cookies and no trace context, and sets no cookies.
 	// Its files are revalidated at each use unless it says otherwise. A
 	// response of status 5xx is an error of Forward.
