@@ -228,7 +228,7 @@ func nextSteps(project *scaffold.Project, answers scaffold.Answers) string {
 	steps := []string{"", "Next:"}
 	if project.MustMove {
 		steps = append(steps, "  Move index.html and all other files of the app to "+folder(project.OutDir),
-			"      (frontend.dir). Everybody can read what is there: never cloakroom.yaml or secrets/.")
+			"      (frontend.dir). Its users can download every file in it: never cloakroom.yaml or secrets/.")
 	}
 	if project.DevScript != "" {
 		steps = append(steps, "  cloakroom dev --config cloakroom.yaml -- "+project.DevScript,
@@ -238,7 +238,8 @@ func nextSteps(project *scaffold.Project, answers scaffold.Answers) string {
 		"  Register a confidential client at "+answers.Issuer+", with",
 		"      redirect URI "+public+"/bff/callback",
 		"      post-logout redirect URI "+public+"/bff/logout/callback",
-		"  Put its secret into secrets/client-secret.",
+		"  Put its secret into secrets/.env.client-secret, with mode 600.",
+		"      Development servers serve files with other names.",
 		"  cloakroom check --config cloakroom.yaml",
 		"      finds what is missing",
 		"")

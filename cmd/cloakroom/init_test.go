@@ -19,7 +19,7 @@ func TestInitWritesAConfigurationThatIsValid(t *testing.T) {
 		"package.json":    `{"scripts": {"dev": "vite"}, "devDependencies": {"vite": "7"}}`,
 		"dist/index.html": "<!doctype html>",
 		// What init asks the team to add:
-		"secrets/client-secret": "a secret of the client\n",
+		"secrets/.env.client-secret": "a secret of the client\n",
 	} {
 		name = filepath.Join(dir, name)
 		if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
@@ -203,7 +203,7 @@ func TestPlainPagesAreServedWithoutTheSecrets(t *testing.T) {
 	}
 	overwrite(t, file, strings.NewReplacer("secrets/", dir+"/secrets/", "dir: public", "dir: "+dir).
 		Replace(string(text)))
-	overwrite(t, filepath.Join(dir, "secrets/client-secret"), "a secret")
+	overwrite(t, filepath.Join(dir, "secrets/.env.client-secret"), "a secret")
 	for _, command := range [][]string{{"serve"}, {"check", "--offline"}} {
 		out.Reset()
 		stderr.Reset()
@@ -211,7 +211,7 @@ func TestPlainPagesAreServedWithoutTheSecrets(t *testing.T) {
 		if err == nil {
 			t.Fatalf("%s: got no error, want one about frontend.dir", command[0])
 		}
-		for _, want := range []string{"frontend.dir", file, "secrets/session-keys", "secrets/client-secret"} {
+		for _, want := range []string{"frontend.dir", file, "secrets/.env.session-keys", "secrets/.env.client-secret"} {
 			if !strings.Contains(out.String()+stderr.String(), want) {
 				t.Errorf("%s: got %s%s, want %q in it", command[0], &out, &stderr, want)
 			}

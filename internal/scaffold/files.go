@@ -81,6 +81,10 @@ func asYAML(text string) (string, error) {
 // Files returns the files for a project: the configuration, the session key,
 // the settings with which its development server forwards requests, and the
 // browser client, whose files are in client.
+//
+// Development servers serve files of the project by their path. Names of
+// secrets begin with ".env.", which Vite never serves (server.fs.deny), and
+// webpack's server neither (hidden files).
 func Files(project *Project, answers Answers, client fs.FS) ([]File, error) {
 	var config bytes.Buffer
 	err := configTemplate.Execute(&config, struct {
@@ -92,7 +96,7 @@ func Files(project *Project, answers Answers, client fs.FS) ([]File, error) {
 	}
 	files := []File{
 		{"cloakroom.yaml", config.Bytes(), 0o644},
-		{"secrets/session-keys", []byte(answers.Key + "\n"), 0o600},
+		{"secrets/.env.session-keys", []byte(answers.Key + "\n"), 0o600},
 		{"secrets/.gitignore", []byte("*\n"), 0o644},
 	}
 	proxy, err := proxyFile(project, answers)

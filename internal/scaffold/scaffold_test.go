@@ -2,6 +2,7 @@ package scaffold_test
 
 import (
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -151,6 +152,35 @@ func TestAngularOutputAroundTheProjectIsRefused(t *testing.T) {
 		}))
 		if got := err != nil; got != refused {
 			t.Errorf("outputPath %q: got %v, want refused: %v", base, err, refused)
+		}
+	}
+}
+
+// Vite serves every other file of the project, wherever it is.
+func TestSecretsHaveNamesThatDevServersDeny(t *testing.T) {
+	t.Parallel()
+	files, err := scaffold.Files(&scaffold.Project{Framework: scaffold.Vite}, scaffold.Answers{}, web.ClientFiles())
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := string(files[0].Text)
+	var secrets []string
+	for line := range strings.Lines(config) {
+		if key, name, ok := strings.Cut(strings.TrimSpace(line), "_file: "); ok && !strings.HasPrefix(key, "#") {
+			secrets = append(secrets, name)
+		}
+	}
+	for _, f := range files {
+		if f.Mode == 0o600 {
+			secrets = append(secrets, f.Name)
+		}
+	}
+	if got, want := len(secrets), 3; got != want { // the session key twice
+		t.Errorf("got %d names of secrets in\n%s, want %d", got, config, want)
+	}
+	for _, name := range secrets {
+		if !strings.HasPrefix(path.Base(name), ".env.") {
+			t.Errorf("got %s, want a name that begins with .env.", name)
 		}
 	}
 }

@@ -1,13 +1,15 @@
 // What `cloakroom init` writes, used by real tools.
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, readFile, realpath, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, test } from "node:test";
 
-import { cloakroom, repository } from "./process.js";
+import { cloakroom, freePort, repository, start } from "./process.js";
 
 const here = join(repository, "web/e2e");
+const answers = ["--issuer", "https://id.example.com", "--client-id", "spa", "--public-url", "https://app.example.com", "--api", "/api=http://localhost:3000"];
 
 /** Runs a program. @param {string} command @param {string[]} args @param {string} cwd */
 function run(command, args, cwd) {
@@ -51,7 +53,6 @@ export default defineConfig({ server: { proxy }, define: { target: JSON.stringif
       })) {
         await writeFile(join(dir, name), text);
       }
-      const answers = ["--issuer", "https://id.example.com", "--client-id", "spa", "--public-url", "https://app.example.com", "--api", "/api=http://localhost:3000"];
       const written = run(program, ["init", ...answers], dir);
       assert.equal(written.status, 0, written.output);
       const checked = run(join(here, "node_modules/.bin/tsc"), ["-p", "."], dir);
@@ -59,6 +60,39 @@ export default defineConfig({ server: { proxy }, define: { target: JSON.stringif
       const built = run(join(here, "node_modules/.bin/vite"), ["build"], dir);
       assert.equal(built.status, 0, built.output);
     } finally {
+      await rm(dir, { recursive: true });
+    }
+  });
+
+  test("Vite with --host serves none of its secrets", async () => {
+    const program = await cloakroom();
+    const dir = await realpath(await mkdtemp(join(tmpdir(), "init-")));
+    let vite;
+    try {
+      await writeFile(join(dir, "package.json"), `{ "private": true, "devDependencies": { "vite": "8" } }`);
+      await writeFile(join(dir, "index.html"), "<!doctype html><title>App</title>");
+      const written = run(program, ["init", ...answers], dir);
+      assert.equal(written.status, 0, written.output);
+      const configuration = await readFile(join(dir, "cloakroom.yaml"), "utf8");
+      const names = Array.from(configuration.matchAll(/^ *\w+_file: (.+)$/gm), ([, name]) => name);
+      assert.equal(names.length, 2, configuration);
+      for (const name of names) await writeFile(join(dir, name), "a secret");
+      await writeFile(join(dir, "served.txt"), "a secret"); // the requests below do find files
+      const port = await freePort();
+      vite = await start(process.execPath, [join(here, "node_modules/vite/bin/vite.js"), dir, "--host", "--port", `${port}`, "--strictPort"], { ready: /ready in/ });
+      for (const name of ["served.txt", ...names]) {
+        for (const path of [`/${name}`, `/@fs${dir}/${name}`]) {
+          for (const query of ["", "?raw", "?import", "?import&raw", "?import&raw??", "?inline", "?url", "?v=1", "?.svg?.wasm?init"]) {
+            const response = await fetch(`http://127.0.0.1:${port}${path}${query}`);
+            const text = await response.text();
+            const served = text.includes("a secret") || text.includes(Buffer.from("a secret").toString("base64"));
+            if (name !== "served.txt") assert.equal(served, false, `${path}${query}: ${text}`);
+            else if (query === "") assert.equal(served, true, `${path}: ${text}`);
+          }
+        }
+      }
+    } finally {
+      await vite?.stop();
       await rm(dir, { recursive: true });
     }
   });
