@@ -381,3 +381,53 @@ func TestDevServerWithABaseBelowABasePath(t *testing.T) {
 		}
 	}
 }
+
+// Next.js with a basePath redirects /shop/ to /shop, and browsers find the
+// start page at /shop/.
+func TestStartPageOfADevServerThatRemovesSlashes(t *testing.T) {
+	t.Parallel()
+	files := brokertest.NewEcho(t)
+	prefix := "" // of redirects
+	files.Handler = func(w http.ResponseWriter, r *http.Request) {
+		if path, ok := strings.CutSuffix(r.URL.Path, "/"); ok {
+			w.Header().Set("Location", (&url.URL{Path: path, RawQuery: r.URL.RawQuery}).String())
+			w.Header().Set("Location", prefix+w.Header().Get("Location"))
+			w.WriteHeader(http.StatusPermanentRedirect)
+			return
+		}
+		io.WriteString(w, "page "+r.RequestURI)
+	}
+	a, b := newShop(t, func(_ *app, cfg *bff.Config) {
+		cfg.FrontendServer = &bff.FrontendServer{URL: files.URL + "/shop", Dev: true}
+	})
+	for _, prefix = range []string{"", files.URL} {
+		if page := b.Navigate("/?x=1"); page.StatusCode != 200 || page.Text != "page /shop?x=1" {
+			t.Errorf("start page, redirected to %s/shop: got %d %q to %s, want 200 and /shop?x=1", prefix,
+				page.StatusCode, page.Text, page.Header.Get("Location"))
+		}
+	}
+	if head := b.Do("HEAD", "/", ""); head.StatusCode != 200 {
+		t.Errorf("HEAD of the start page: got %d, want 200", head.StatusCode)
+	}
+	for _, test := range []struct {
+		name, target string
+		status       int
+		location     string
+	}{
+		{"the base path", a.url + "/shop", 307, "/shop/"},
+		{"another page", "/orders/", 308, "/shop/orders"},
+	} {
+		got := b.Navigate(test.target)
+		if got.StatusCode != test.status || got.Header.Get("Location") != test.location {
+			t.Errorf("%s: got %d to %s, want %d to %s", test.name, got.StatusCode, got.Header.Get("Location"),
+				test.status, test.location)
+		}
+	}
+	if posted := b.Fetch("POST", "/"); posted.StatusCode != 308 {
+		t.Errorf("POST: got %d, want the redirect of the server", posted.StatusCode)
+	}
+	prefix = "http://elsewhere.example"
+	if got := b.Navigate("/").Header.Get("Location"); got != prefix+"/shop" {
+		t.Errorf("redirect to another host: got %s, want %s/shop", got, prefix)
+	}
+}

@@ -37,6 +37,8 @@ type exchange struct {
 	writing    atomic.Bool  // to the client
 	detached   bool         // it continues after Forward has returned
 
+	withoutSlash bool // the path is that of the upstream's URL, without a slash at its end
+
 	aborting   sync.Mutex                              // held while abort uses conn
 	conn       atomic.Pointer[http.ResponseController] // the client's connection; nil once it is not ours
 	controller http.ResponseController                 // what conn points to
@@ -174,6 +176,9 @@ func (x *exchange) request(ctx context.Context, body *requestBody) (*http.Respon
 	if err == nil && x.credential != nil && rejectsToken(resp) {
 		resp, a, err = x.retryWithNewToken(ctx, out, body, resp, a)
 	}
+	if err == nil && x.p.HideOrigin && x.removesSlash(resp, a) {
+		resp, a, err = x.retryWithoutSlash(ctx, out, body, resp, a)
+	}
 	return resp, a, err
 }
 
@@ -267,10 +272,40 @@ func (x *exchange) retryWithNewToken(
 // renewError is an error of Credential.Renew.
 type renewError struct{ error }
 
+// removesSlash reports whether a response redirects the start page of the app,
+// such as /shop/, to the same path without the slash, as Next.js does. For a
+// browser the start page has the slash: it would be redirected to where it is.
+func (x *exchange) removesSlash(resp *http.Response, a *address) bool {
+	read := x.r.Method == http.MethodGet || x.r.Method == http.MethodHead
+	if !read || resp.StatusCode/100 != 3 || urlpath.Raw(x.r) != "/" || strings.Trim(a.url.Path, "/") == "" {
+		return false
+	}
+	to, err := x.url.Parse(resp.Header.Get("Location"))
+	return err == nil && plainHost(to.Scheme, to.Host) == plainHost(x.url.Scheme, x.url.Host) &&
+		to.EscapedPath()+"/" == x.url.EscapedPath()
+}
+
+// retryWithoutSlash requests the start page where removesSlash says that it is.
+func (x *exchange) retryWithoutSlash(
+	ctx context.Context, out *http.Request, body *requestBody, resp *http.Response, a *address,
+) (*http.Response, *address, error) {
+	if !body.rewindable() {
+		return resp, a, nil
+	}
+	resp.Body.Close()
+	a.release()
+	x.record.Retries++
+	x.withoutSlash = true
+	return x.p.servers.send(x, out.WithContext(ctx), body) // the transport may still read out
+}
+
 // target returns the URL of the request at an address: the path that was
 // decided on, octet by octet, and the query as it came.
 func (x *exchange) target(a *address) *url.URL {
 	raw := urlpath.Raw(x.r)
+	if x.withoutSlash {
+		raw = ""
+	}
 	if x.p.StripPrefix {
 		raw = cutSegments(raw, strings.Count(strings.TrimSuffix(x.p.Path, "/"), "/"))
 	}

@@ -18,8 +18,13 @@ const devBasePatience = time.Minute
 func (d *dev) checkBase(ctx context.Context, server string, stderr io.Writer) {
 	start := strings.TrimSuffix(server, "/") + "/"
 	client := &http.Client{
-		Timeout:       devBasePatience,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Timeout: devBasePatience,
+		CheckRedirect: func(req *http.Request, via []*http.Request) error {
+			if first := via[0].URL; req.URL.Host == first.Host && req.URL.Path+"/" == first.Path {
+				return nil // the broker follows it too
+			}
+			return http.ErrUseLastResponse
+		},
 	}
 	for {
 		hint, err := baseHint(ctx, client, start, d.base)
@@ -53,10 +58,6 @@ func baseHint(ctx context.Context, client *http.Client, start, base string) (str
 		return "", err
 	}
 	defer resp.Body.Close()
-	if to, err := resp.Location(); err == nil && to.Path+"/" == req.URL.Path {
-		return fmt.Sprintf("The development server redirects %s/ to %[1]s, and cloakroom does the reverse, so the "+
-			"browser reports ERR_TOO_MANY_REDIRECTS.\nIn Next.js, set skipTrailingSlashRedirect: true.", base), nil
-	}
 	page, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
 	if err != nil {
 		return "", err

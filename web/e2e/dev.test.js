@@ -53,7 +53,7 @@ export function Message() {
 developing("Next.js", next);
 developing("Next.js below a path", {
   ...next,
-  files: { ...next.files, "next.config.js": `export default { basePath: "/shop", skipTrailingSlashRedirect: true };` },
+  files: { ...next.files, "next.config.js": `export default { basePath: "/shop" };` },
   base: "/shop",
 });
 
