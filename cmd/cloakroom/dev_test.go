@@ -450,7 +450,10 @@ func TestDevExplainsADevServerWithoutTheBase(t *testing.T) {
 			`(refers to /src/main\.js, which is not below /shop)`},
 		"refers to it without a slash at the end": {"/shop", `<script src="/main.js"></script>`,
 			`(refers to /main\.js, which is not below /shop)`},
-		"has the base": {"/shop/", `<script src="/shop/main.js"></script><a href="//cdn.example">`, ""},
+		"has relative URLs that begin outside of it": {"/shop/", `<base href="/"><script src="main.js"></script>`,
+			`(refers to /, which is not below /shop(?s).*"baseHref": "/shop/" in angular\.json)`},
+		"has relative URLs below it": {"/shop/", `<base href="/shop/"><script src="main.js"></script><a href="/">`, ""},
+		"has the base":               {"/shop/", `<script src="/shop/main.js"></script><a href="//cdn.example">`, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -42,8 +42,9 @@ func (d *dev) checkBase(ctx context.Context, server string, stderr io.Writer) {
 	}
 }
 
-// reference matches a path in the HTML of a page.
-var reference = regexp.MustCompile(`(?:src|href)="(/[^/"][^"]*)"`)
+// reference matches a path in the HTML of a page: of a resource or a link, or
+// the one that all relative URLs begin with. A link to "/" alone is none.
+var reference = regexp.MustCompile(`\b(?:src|href)="(/[^/"][^"]*)"|<base\s[^>]*\bhref="(/)"`)
 
 // baseHint says what is wrong with the start page of a development server for
 // an app below base. It is empty if nothing is known to be wrong.
@@ -63,10 +64,10 @@ func baseHint(ctx context.Context, client *http.Client, start, base string) (str
 		return "", err
 	}
 	for _, m := range reference.FindAllSubmatch(page, -1) {
-		if path := string(m[1]); !strings.HasPrefix(path, base+"/") {
+		if path := string(m[1]) + string(m[2]); !strings.HasPrefix(path, base+"/") {
 			return fmt.Sprintf("The page of the development server refers to %s, which is not below %s, so the "+
 				"browser gets 404.\nSet the base of the development server: base: \"%[2]s/\" in Vite, "+
-				"basePath: \"%[2]s\" in Next.js.", path, base), nil
+				"\"baseHref\": \"%[2]s/\" in angular.json, basePath: \"%[2]s\" in Next.js.", path, base), nil
 		}
 	}
 	return "", nil

@@ -6,27 +6,32 @@ import { developing } from "./dev.js";
 import { repository } from "./process.js";
 
 const example = join(repository, "web/examples/angular");
-developing("Angular", {
-  dir: () => mkdtemp(join(example, ".dev-")),
-  files: {
-    "angular.json": JSON.stringify({
-      version: 1,
-      cli: { analytics: false },
-      projects: {
-        app: {
-          projectType: "application",
-          root: "",
-          sourceRoot: "src",
-          architect: {
-            build: {
-              builder: "@angular/build:application",
-              options: { browser: "src/main.ts", index: "src/index.html", tsConfig: "tsconfig.json", optimization: false },
-            },
-            serve: { builder: "@angular/build:dev-server", options: { buildTarget: "app:build" } },
+
+/** The workspace. @param {{ baseHref?: string }} [options] */
+const workspace = (options) =>
+  JSON.stringify({
+    version: 1,
+    cli: { analytics: false },
+    projects: {
+      app: {
+        projectType: "application",
+        root: "",
+        sourceRoot: "src",
+        architect: {
+          build: {
+            builder: "@angular/build:application",
+            options: { browser: "src/main.ts", index: "src/index.html", tsConfig: "tsconfig.json", optimization: false, ...options },
           },
+          serve: { builder: "@angular/build:dev-server", options: { buildTarget: "app:build" } },
         },
       },
-    }),
+    },
+  });
+
+const angular = {
+  dir: () => mkdtemp(join(example, ".dev-")),
+  files: {
+    "angular.json": workspace(),
     "package.json": `{ "private": true }`,
     "tsconfig.json": `{
   "compilerOptions": { "target": "ES2022", "module": "preserve", "strict": true, "skipLibCheck": true, "importHelpers": true, "types": [] },
@@ -45,4 +50,10 @@ bootstrapApplication(App, { providers: [provideZonelessChangeDetection()] });`,
   },
   command: (port) => [process.execPath, join(example, "node_modules/@angular/cli/bin/ng.js"), "serve", "--port", `${port}`],
   message: "src/app.html",
+};
+developing("Angular", angular);
+developing("Angular below a path", {
+  ...angular,
+  files: { ...angular.files, "angular.json": workspace({ baseHref: "/shop/" }) },
+  base: "/shop",
 });
