@@ -412,12 +412,12 @@ var operatorMistakes = []operatorMistake{
 		_, other := newPair(t, 2, time.Now().Add(time.Hour))
 		w.env["SERVER_TLS_KEY_FILE"] = writeFile(t, "other.key", other)
 	}, key: "server.tls", problem: "not a certificate and its key", fix: "server.tls.key_file"},
-	{name: "key file that everybody can read", make: func(t *testing.T, w *checkWorld) {
+	{name: "key file that all users of the machine can read", make: func(t *testing.T, w *checkWorld) {
 		certify(t, w, "localhost", 365*24*time.Hour)
 		chmod(t, w.env["SERVER_TLS_KEY_FILE"])
 	}, key: "server.tls.key_file", problem: "every user of this machine can read it", fix: "chmod 600",
 		severity: check.SeverityWarning},
-	{name: "secret file that everybody can read", make: func(t *testing.T, w *checkWorld) {
+	{name: "secret file that all users of the machine can read", make: func(t *testing.T, w *checkWorld) {
 		delete(w.env, "SESSION_KEYS")
 		w.env["SESSION_KEYS_FILE"] = writeFile(t, "keys", goodKey)
 		chmod(t, w.env["SESSION_KEYS_FILE"])

@@ -44,7 +44,7 @@ func TestFixesOfCheckSayWhatToDo(t *testing.T) {
 			goodKey + "}}\n", "frontend.config.a", "Remove it."},
 		"a risky source": {client + "frontend: {csp: {script-src: [\"'unsafe-eval'\"]}}\n",
 			"frontend.csp.script-src", "Remove it, unless the app does not work without."},
-		"a source of anybody": {client + "frontend: {csp: {script-src: ['https://unpkg.com']}}\n",
+		"a source with all packages of npm": {client + "frontend: {csp: {script-src: ['https://unpkg.com']}}\n",
 			"frontend.csp.script-src", "Name the file, or put it into the app's own files."},
 		"a policy that blocks nothing": {client + "frontend: {csp_report_only: true}\n",
 			"frontend.csp_report_only", "Remove it when the browsers' reports have no violation of the app."},

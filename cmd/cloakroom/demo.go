@@ -32,8 +32,8 @@ func demoCommand(getenv func(string) string) *cobra.Command {
 		Short: "Run a provider, an API and an app in one process",
 		Long: `Run the broker, a development identity provider (users alice and bob, no
 passwords), a sample API that verifies JWTs, a sample app and an in-memory store
-in one process. It prints the URL to open. Anyone who can reach the demo can sign
-in, so it listens on the loopback interface only.`,
+in one process. It prints the URL to open. Clients sign in without a password, so
+it listens on the loopback interface only.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return d.run(c.Context(), c.OutOrStdout(), c.ErrOrStderr())
 		},
@@ -213,7 +213,7 @@ func listenLoopback(name, addr string) (net.Listener, error) {
 	}
 	if !loopback.IsHost(host) {
 		return nil, usageError{fmt.Errorf(
-			"%s: %q is not on the loopback interface; the demo lets anyone sign in", name, addr)}
+			"%s: %q is not on the loopback interface; the demo has no passwords", name, addr)}
 	}
 	l, err := net.Listen("tcp", addr)
 	if err != nil {

@@ -18,7 +18,7 @@ import (
 )
 
 // demoCLI is the client of "demo token" at the demo's provider. Its secret need
-// not be secret: anyone who can reach the provider can sign in as any user.
+// not be secret: a client that reaches the provider can sign in as any user.
 var demoCLI = devidp.Client{ID: "cli", Secret: "cli", Scopes: demoScopes, NamesUsers: true}
 
 func demoTokenCommand() *cobra.Command {

@@ -57,8 +57,8 @@ authorization_parameters, userinfo and access_token_lifetime.
 
 /bff/dev of the app shows the session and its tokens, what was refused and why,
 and has buttons for what an app has to cope with: an expired token, the end of the
-session, outages of provider and store. Anyone who can reach this process can sign
-in, so it listens on the loopback interface only.`,
+session, outages of provider and store. Clients sign in without a password, so it
+listens on the loopback interface only.`,
 		Example: `  cloakroom dev -- npm run dev
   cloakroom dev --api /api=http://localhost:3000 -- npm run dev
   cloakroom dev --app http://localhost:5173 --users users.yaml`,

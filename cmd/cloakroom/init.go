@@ -24,8 +24,10 @@ type initializer struct {
 	dir     string
 	apis    []string // values of --api
 	answers scaffold.Answers
-	in      *bufio.Scanner // nil: nobody can be asked
 	out     io.Writer
+	// in reads the answers to questions. It is nil without a terminal: then a
+	// missing option is an error, and the APIs are those of --api.
+	in *bufio.Scanner
 }
 
 func initCommand() *cobra.Command {
@@ -228,7 +230,7 @@ func nextSteps(project *scaffold.Project, answers scaffold.Answers) string {
 	steps := []string{"", "Next:"}
 	if project.MustMove {
 		steps = append(steps, "  Move index.html and all other files of the app to "+folder(project.OutDir),
-			"      (frontend.dir). Its users can download every file in it: never cloakroom.yaml or secrets/.")
+			"      (frontend.dir). Clients can download every file in it: never cloakroom.yaml or secrets/.")
 	}
 	if project.DevScript != "" {
 		steps = append(steps, "  cloakroom dev --config cloakroom.yaml -- "+project.DevScript,

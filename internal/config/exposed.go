@@ -10,7 +10,7 @@ import (
 
 // checkExposed reports files of the configuration that are in frontend.dir, or
 // would be there: the configuration, secrets, keys, certificates, the store and
-// the audit log. Everybody can read what is there.
+// the audit log. Every client can download the files there.
 func (c *Config) checkExposed(problems *Errors) {
 	dir, err := os.Stat(c.Frontend.Dir)
 	if c.Frontend.Dir == "" || err != nil {

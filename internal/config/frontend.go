@@ -103,7 +103,7 @@ func (c *Config) publicSettings(problems *Errors) json.RawMessage {
 	for _, name := range slices.Sorted(maps.Keys(c.Frontend.Config)) {
 		if secret := c.secretIn(c.Frontend.Config[name]); secret != "" {
 			problems.addWithFix("frontend.config."+name, "remove it",
-				"[redacted] contains the value of %s, and everybody can read it", secret)
+				"[redacted] contains the value of %s, and every client can read it", secret)
 		}
 	}
 	return text
@@ -145,7 +145,7 @@ func warnOfSecrets(key string, value reflect.Value, all *Errors) {
 			at := join(key, name.String())
 			if secretName.MatchString(name.String()) {
 				all.addWithFix(at, "remove it, or rename it if it is public",
-					"the name looks like that of a secret, and everybody can read frontend.config")
+					"the name looks like that of a secret, and every client can read frontend.config")
 				continue
 			}
 			warnOfSecrets(at, value.MapIndex(name), all)
@@ -156,7 +156,8 @@ func warnOfSecrets(key string, value reflect.Value, all *Errors) {
 		}
 	case reflect.String:
 		if secretValue.MatchString(value.String()) {
-			all.addWithFix(key, "remove it", "[redacted] looks like a secret, and everybody can read frontend.config")
+			all.addWithFix(key, "remove it",
+				"[redacted] looks like a secret, and every client can read frontend.config")
 		}
 	}
 }

@@ -225,7 +225,8 @@ var Keys = []Key{
 	{"frontend.hsts.include_subdomains", "true", "Apply that to all subdomains, too."},
 	{"frontend.source_maps", "false", "Serve `*.map` files. They contain the app's source code."},
 	{"frontend.config", "",
-		"Public settings for the app. `GET /bff/config.json` returns them to everybody. Values keep their types."},
+		"Public settings for the app. `GET /bff/config.json` returns them without a session. " +
+			"Values keep their types."},
 	{"log.level", "info", "Least level of log lines: `error`, `warn`, `info` or `debug`."},
 	{"log.format", "json", "Format of log lines: `json` or `text`."},
 	{"log.access", "all", "Requests to log: `all`, `errors` (status 400 and above) or `none`."},

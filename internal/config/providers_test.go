@@ -52,7 +52,7 @@ func TestTheProvidersConfigurationsWork(t *testing.T) {
 	}
 }
 
-// A key that is written in a comment, for whoever needs it, is one that exists.
+// A key in a comment, for operators who need it, is one that exists.
 func TestTheProvidersCommentsNameKeysThatExist(t *testing.T) {
 	known := allKeys(reflect.TypeFor[Config]())
 	commented := regexp.MustCompile(`(?m)^ *# ([a-z0-9_]+):(?: |$)`)
