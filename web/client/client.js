@@ -166,6 +166,11 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
         start(done);
       });
     const lead = async () => {
+      // The lock of another tab can be released before its message that the
+      // session has ended arrives. A stream would be an error then.
+      try {
+        await session();
+      } catch {} // the state reports the error
       for (let failed = 0; !signal.aborted; ) {
         if (!current?.authenticated) return unfollow();
         const source = new EventSource(`${prefix}/session/events?warn=${warn}`);

@@ -530,6 +530,74 @@ test("a tab without the lock uses the events of another tab", async () => {
   assert.deepEqual(client.state, { status: "ended", reason: "idle" });
 });
 
+/** Another tab has the lock until the test calls the function that this returns. */
+function lockElsewhere() {
+  let grant;
+  navigator.locks.request = (_, __, run) => new Promise((done) => (grant = () => done(run())));
+  return () => {
+    grant();
+    return settle();
+  };
+}
+
+test("a tab that waited for the lock opens no stream after the end", async () => {
+  const grant = lockElsewhere();
+  const { client } = await signedIn();
+  await advance(60_000);
+  const streams = mock.method(globalThis, "EventSource");
+  page.responses.push(json(nobody));
+  await grant(); // before the message of the tab that had the lock
+  assert.equal(streams.mock.callCount(), 0);
+  assert.equal(page.requests.length, 2);
+  page.tabs[0].receive({ event: "ended", data: { reason: "revoked" } });
+  assert.deepEqual(client.state, { status: "ended", reason: "revoked" });
+});
+
+test("a tab that waited for the lock uses the request in flight", async () => {
+  const grant = lockElsewhere();
+  const { client } = await signedIn();
+  await advance(60_000);
+  let respond;
+  globalThis.fetch = () => new Promise((resolve) => (respond = resolve));
+  const checked = client.session();
+  await settle();
+  globalThis.fetch = () => assert.fail("a second request");
+  const streams = mock.method(globalThis, "EventSource");
+  await grant();
+  respond(json(nobody));
+  assert.deepEqual(await checked, nobody);
+  await settle();
+  assert.equal(streams.mock.callCount(), 0);
+});
+
+for (const [title, response] of [["still signed in", () => json(alice())], ["the broker is down", () => problem(503, "store_unavailable")]]) {
+  test(`a tab that waited for the lock opens a stream: ${title}`, async () => {
+    const grant = lockElsewhere();
+    await signedIn();
+    await advance(60_000);
+    page.responses.push(response());
+    await grant();
+    assert.deepEqual([page.requests.length, page.streams.length], [2, 1]);
+  });
+}
+
+test("a lock that is free causes no request", async () => {
+  await signedIn();
+  await settle();
+  assert.deepEqual([page.requests.length, page.streams.length], [1, 1]);
+});
+
+test("a page that goes as it gets the lock opens no stream", async () => {
+  const grant = lockElsewhere();
+  await signedIn();
+  await advance(60_000);
+  page.responses.push(json(alice()));
+  const granted = grant();
+  dispatch("pagehide");
+  await granted;
+  assert.deepEqual(page.streams, []);
+});
+
 test("a response that was in flight at the end is discarded", async () => {
   const { client } = await signedIn();
   let respond;
