@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 
 import { signIn as signInAs } from "@cloakroom-bff/client/testing";
-import { closeBrowser, launch } from "../e2e/browser.js";
+import { closeBrowser, launch, streamOpens } from "../e2e/browser.js";
 import { cloakroom, freePort, start } from "../e2e/process.js";
 import { serve } from "../e2e/serve.js";
 
@@ -22,7 +22,7 @@ const chooseAlice = (page) => page.locator('button[name="user"][value="alice"]')
 async function chooseAliceInWindow(context, page, reason) {
   await page.getByRole("dialog").getByText(reason).waitFor();
   const [popup] = await Promise.all([context.waitForEvent("page"), page.getByText("Sign in again").click()]);
-  await chooseAlice(popup);
+  await Promise.all([streamOpens(page), chooseAlice(popup)]);
   await page.getByRole("dialog").waitFor({ state: "detached" });
   await shows(page, /Alice.* signed-in/);
   assert.equal(await page.getByLabel("Letter").inputValue(), "a long letter");
@@ -62,7 +62,7 @@ describe("the package in Chromium", { timeout: 300_000 }, () => {
   test("React: a guard, and a window that keeps what the user typed", () =>
     visit(async (context, open) => {
       const page = await open("/");
-      await chooseAlice(page); // the guard has navigated
+      await Promise.all([streamOpens(page), chooseAlice(page)]); // the guard has navigated
       await shows(page, /Alice.* signed-in/);
       await page.getByLabel("Letter").fill("a long letter");
 
@@ -84,7 +84,7 @@ describe("the package in Chromium", { timeout: 300_000 }, () => {
   test("React: after a revocation the provider's session signs nobody in", () =>
     visit(async (context, open) => {
       const page = await open("/?notice");
-      await chooseAlice(page);
+      await Promise.all([streamOpens(page), chooseAlice(page)]);
       await shows(page, /Alice.* signed-in/);
       const errors = [];
       page.on("console", (message) => message.text().includes("Content Security Policy") && errors.push(message.text()));
@@ -154,7 +154,7 @@ describe("the package in Chromium", { timeout: 300_000 }, () => {
   test("one stream for all tabs; the next tab takes it over", () =>
     visit(async (context, open) => {
       let streams = 0;
-      context.on("request", (request) => (streams += request.url().includes("/session/events") ? 1 : 0));
+      context.on("response", (response) => (streams += response.url().includes("/session/events") && response.ok() ? 1 : 0));
       const first = await open("/");
       await chooseAlice(first);
       await shows(first, /Alice.* signed-in/);

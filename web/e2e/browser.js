@@ -14,6 +14,14 @@ export const launch = () =>
   });
 
 /**
+ * Waits until a page has its event stream. Before, a page whose session is ended elsewhere gets 401 for the stream, which
+ * browsers log as an error, and does not learn the reason. Call it before what opens the stream.
+ *
+ * @param {import("playwright-core").Page} page
+ */
+export const streamOpens = (page) => page.waitForResponse((response) => response.url().includes("/bff/session/events") && response.ok());
+
+/**
  * Saves a screenshot of each open page of a context. It never fails: the test has failed already.
  *
  * @param {import("playwright-core").BrowserContext} context

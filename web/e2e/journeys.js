@@ -4,7 +4,7 @@ import { mkdir } from "node:fs/promises";
 import http from "node:http";
 import { after, before, describe, test } from "node:test";
 
-import { launch, savePages } from "./browser.js";
+import { launch, savePages, streamOpens } from "./browser.js";
 
 const screenshots = new URL("screenshots/", import.meta.url).pathname;
 
@@ -150,7 +150,7 @@ export function journeys(name, deploy, { tokenLife }) {
 
     journey("all tabs notice a session ended elsewhere", async ({ open, shot, context }) => {
       const page = await open();
-      await signIn(page);
+      await Promise.all([streamOpens(page), signIn(page)]);
       const other = await open();
       await other.locator("#user-name").waitFor(); // the same session in a second tab
 
