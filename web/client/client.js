@@ -321,7 +321,7 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
     // is in another browsing context group (Cross-Origin-Opener-Policy), so the
     // handle says closed from then on.
     if (!open(url, "_blank", "popup,width=500,height=700")) {
-      return Promise.reject(new DOMException("sign-in window blocked", "NotAllowedError"));
+      return Promise.reject(new DOMException("window blocked", "NotAllowedError"));
     }
     const before = idOf(current);
     return new Promise((done) => {
@@ -404,9 +404,8 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
       });
       finished.abort();
       frame.remove();
-      if (authenticated !== true) return false;
-      await check(); // notifies listeners
-      return true;
+      if (authenticated === true) await check(); // notifies listeners
+      return authenticated === true;
     },
 
     stepUp(response, options) {
