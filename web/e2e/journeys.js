@@ -313,8 +313,10 @@ function watch(context, baseURL) {
   });
   context.on("console", (message) => {
     const { url } = message.location();
-    // Browsers log every such response. The journeys expect these.
-    const expected = /^Failed to load resource: the server responded with a status of (401|403) /.test(message.text()) && (url.startsWith(`${baseURL}/api/`) || url.startsWith(`${baseURL}/bff/callback?`));
+    // Browsers log every such response. The journeys expect these. A session may end while a page requests its event stream.
+    const paths = ["/api/", "/bff/callback?", "/bff/session/events?"];
+    const expected =
+      /^Failed to load resource: the server responded with a status of (401|403) /.test(message.text()) && paths.some((path) => url.startsWith(baseURL + path));
     if (["error", "warning"].includes(message.type()) && !expected) errors.push(`${message.text()} (${url})`);
   });
 
