@@ -95,7 +95,6 @@ func (uncheckedConn) Write(func(fd uintptr) bool) error { return nil }
 func (s *Redis) do(ctx context.Context, op func(ctx context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, opTimeout)
 	defer cancel()
-	began := s.clock()
 	try, endTry := context.WithTimeout(ctx, tryTimeout)
 	err := op(try)
 	endTry()
@@ -103,7 +102,9 @@ func (s *Redis) do(ctx context.Context, op func(ctx context.Context) error) erro
 	case ctx.Err() != nil:
 		return withHint(err)
 	case connectionFailed(err):
-		s.suspectBefore(began)
+		// Another connection may have been dropped too, also one that worked
+		// while this operation waited.
+		s.suspectBefore(s.clock())
 	case redis.IsAuthError(err) || errors.Is(err, errPassword): // it may be in the process of being replaced
 		select {
 		case <-ctx.Done():

@@ -140,6 +140,30 @@ func TestRetryOnDroppedConnection(t *testing.T) {
 	}
 }
 
+// A connection works while others wait on dropped ones, and is dropped before
+// they retry.
+func TestRetryOnConnectionDroppedWhileWaiting(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	proxy := redistest.StartProxy(t, server.Addr())
+	store := openRedis(t, "redis://"+proxy.Addr()+"?pool_size=20") // independent of the number of processors
+	connections := warm(t, store, proxy)
+	get := func() {
+		if _, _, _, err := store.Get(t.Context(), "session:a"); err != nil {
+			t.Error(err)
+		}
+	}
+	proxy.DropSilently()
+	var all sync.WaitGroup
+	for range connections {
+		all.Go(get)
+	}
+	time.Sleep(200 * time.Millisecond) // all wait
+	get()                              // on a new connection
+	proxy.DropSilently()
+	all.Wait()
+}
+
 // A retry respects the caller's deadline, and an outage is still an error.
 func TestRetryKeepsDeadline(t *testing.T) {
 	t.Parallel()
