@@ -35,7 +35,9 @@ type Route struct {
 	// upstream has no effect. Responses are not cached unless Handler sets
 	// Cache-Control.
 	Handler http.Handler
-	// StripPrefix removes Path before the upstream's path is added.
+	// StripPrefix removes Path before the upstream's path is added. With the
+	// Path /api and an upstream's path /v1, /api becomes /v1 and /api/ becomes
+	// /v1/.
 	StripPrefix bool
 	// TLS is for https upstreams: whom to trust, and a client certificate. Nil
 	// means the system's roots and no certificate.

@@ -46,7 +46,11 @@ func TestPrefixIsStrippedAndUpstreamPathPrepended(t *testing.T) {
 		{"/orders", "", "/orders/1", "/1"},
 		{"/orders/", "/v1", "/orders/1", "/v1/1"},
 		{"/orders/", "/v1/", "/orders/1", "/v1/1"},
-		{"/orders", "/v1", "/orders", "/v1/"},
+		{"/orders", "/v1", "/orders", "/v1"},
+		{"/orders", "/v1", "/orders?q", "/v1?q"},
+		{"/orders", "/v1/", "/orders", "/v1"},
+		{"/orders", "/v1", "/orders/", "/v1/"},
+		{"/orders/", "/v1", "/orders/", "/v1/"},
 	} {
 		_, b := newRoutedApp(t, bff.Route{
 			Path:        test.path,

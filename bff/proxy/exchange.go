@@ -37,7 +37,7 @@ type exchange struct {
 	writing    atomic.Bool  // to the client
 	detached   bool         // it continues after Forward has returned
 
-	withoutSlash bool // the path is that of the upstream's URL, without a slash at its end
+	withoutSlash bool // the path is sent without the slash at its end
 
 	aborting   sync.Mutex                              // held while abort uses conn
 	conn       atomic.Pointer[http.ResponseController] // the client's connection; nil once it is not ours
@@ -176,7 +176,7 @@ func (x *exchange) request(ctx context.Context, body *requestBody) (*http.Respon
 	if err == nil && x.credential != nil && rejectsToken(resp) {
 		resp, a, err = x.retryWithNewToken(ctx, out, body, resp, a)
 	}
-	if err == nil && x.p.HideOrigin && x.removesSlash(resp, a) {
+	if err == nil && x.removesSlash(resp, a) {
 		resp, a, err = x.retryWithoutSlash(ctx, out, body, resp, a)
 	}
 	return resp, a, err
@@ -272,20 +272,33 @@ func (x *exchange) retryWithNewToken(
 // renewError is an error of Credential.Renew.
 type renewError struct{ error }
 
-// removesSlash reports whether a response redirects the start page of the app,
-// such as /shop/, to the same path without the slash, as Next.js does. For a
-// browser the start page has the slash: it would be redirected to where it is.
+// removesSlash reports whether a response redirects a request for the path of
+// the proxy, such as /orders/, to the same path without the slash at its end.
+// There the browser would not reach this proxy. So location adds the slash, and
+// the browser would be redirected to where it is.
 func (x *exchange) removesSlash(resp *http.Response, a *address) bool {
-	read := x.r.Method == http.MethodGet || x.r.Method == http.MethodHead
-	if !read || resp.StatusCode/100 != 3 || urlpath.Raw(x.r) != "/" || strings.Trim(a.url.Path, "/") == "" {
+	switch resp.StatusCode {
+	case http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther:
+		if x.r.Method != http.MethodGet && x.r.Method != http.MethodHead { // a client sends GET then
+			return false
+		}
+	default:
+		return false
+	}
+	if !strings.HasSuffix(x.p.Path, "/") || x.r.URL.Path != x.p.Path || x.url.EscapedPath() == "/" {
 		return false
 	}
 	to, err := x.url.Parse(resp.Header.Get("Location"))
-	return err == nil && plainHost(to.Scheme, to.Host) == plainHost(x.url.Scheme, x.url.Host) &&
-		to.EscapedPath()+"/" == x.url.EscapedPath()
+	if err != nil || strings.HasSuffix(to.Path, "/") || to.RawQuery != x.url.RawQuery {
+		return false
+	}
+	to = &url.URL{Scheme: to.Scheme, Host: to.Host, Path: to.Path, RawPath: to.RawPath}
+	x.address = a
+	return x.location(to.String()) == x.p.urlPath
 }
 
-// retryWithoutSlash requests the start page where removesSlash says that it is.
+// retryWithoutSlash follows the redirect that removesSlash reports.
 func (x *exchange) retryWithoutSlash(
 	ctx context.Context, out *http.Request, body *requestBody, resp *http.Response, a *address,
 ) (*http.Response, *address, error) {
@@ -303,13 +316,16 @@ func (x *exchange) retryWithoutSlash(
 // decided on, octet by octet, and the query as it came.
 func (x *exchange) target(a *address) *url.URL {
 	raw := urlpath.Raw(x.r)
-	if x.withoutSlash {
-		raw = ""
-	}
 	if x.p.StripPrefix {
 		raw = cutSegments(raw, strings.Count(strings.TrimSuffix(x.p.Path, "/"), "/"))
 	}
 	raw = strings.TrimSuffix(a.url.EscapedPath(), "/") + raw
+	if x.withoutSlash {
+		raw = strings.TrimSuffix(raw, "/")
+	}
+	if raw == "" {
+		raw = "/"
+	}
 	target := *a.url
 	target.RawPath = raw
 	target.Path, _ = url.PathUnescape(raw) // urlpath.Check has accepted it
@@ -320,12 +336,13 @@ func (x *exchange) target(a *address) *url.URL {
 	return &target
 }
 
-// cutSegments removes the first n segments of a path.
+// cutSegments removes the first n segments of a path. The result is empty if
+// there are no others.
 func cutSegments(path string, n int) string {
 	for range n {
 		i := strings.IndexByte(path[1:], '/')
 		if i < 0 {
-			return "/"
+			return ""
 		}
 		path = path[1+i:]
 	}

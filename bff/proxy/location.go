@@ -36,7 +36,7 @@ func (x *exchange) location(value string) string {
 		plainHost(cmp.Or(u.Scheme, a.url.Scheme), u.Host) == plainHost(a.url.Scheme, a.host)
 	switch {
 	case u.Host == "" && u.Scheme == "" && strings.HasPrefix(u.Path, "/"):
-		if !x.p.StripPrefix && strings.Trim(a.url.Path, "/") == "" && x.p.base == "" {
+		if !x.p.StripPrefix && strings.Trim(a.url.Path, "/") == "" && x.p.base == "" && u.Path+"/" != x.p.Path {
 			return value
 		}
 	case itself:

@@ -35,7 +35,8 @@ type Upstream struct {
 	URLs []string
 	// Path is the prefix that the paths of all requests have.
 	Path string
-	// StripPrefix removes Path from the path of a request.
+	// StripPrefix removes Path from the path of a request. An empty path is
+	// sent as /.
 	StripPrefix bool
 	// TLS is for https: whom to trust, and a client certificate. Nil means the
 	// system's roots and no certificate.
