@@ -39,7 +39,7 @@ func initCommand() *cobra.Command {
 settings for its development server, and the browser client with the hooks of its
 framework. The framework is that of package.json. Questions that no option
 answers are asked. Files that exist are kept, and the settings of a cloakroom.yaml
-that exists are used.`,
+that exists are used. The session key is written only if that file names it.`,
 		Example: `  cloakroom init
   cloakroom init --issuer https://id.example.com --client-id spa --api /api=http://localhost:3000`,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -111,11 +111,29 @@ func (i *initializer) readExisting() (bool, error) {
 	}
 	i.answers = scaffold.Answers{
 		Issuer: cfg.OIDC.Issuer, ClientID: cfg.OIDC.ClientID, PublicURL: cfg.Server.PublicURL,
+		Named: make(map[string]string),
+	}
+	for key, name := range config.NamedFiles(file, func(string) string { return "" }) {
+		i.answers.Named[key] = i.inProject(name)
 	}
 	for _, r := range cfg.Routes {
 		i.answers.APIs = append(i.answers.APIs, scaffold.API{Path: r.Path})
 	}
 	return true, nil
+}
+
+// inProject returns the name of a file that a configuration names, relative to
+// the project if it is in it. A relative name is relative to the folder where
+// the broker will run, which is that of the project or this one.
+func (i *initializer) inProject(name string) string {
+	dir, err := filepath.Abs(i.dir)
+	file, wrong := filepath.Abs(name)
+	if err == nil && wrong == nil {
+		if below, err := filepath.Rel(dir, file); err == nil && filepath.IsLocal(below) {
+			return filepath.ToSlash(below)
+		}
+	}
+	return filepath.ToSlash(filepath.Clean(name))
 }
 
 // question is a question that an option can answer.
@@ -239,9 +257,18 @@ func nextSteps(project *scaffold.Project, answers scaffold.Answers) string {
 	steps = append(steps,
 		"  Register a confidential client at "+answers.Issuer+", with",
 		"      redirect URI "+public+"/bff/callback",
-		"      post-logout redirect URI "+public+"/bff/logout/callback",
-		"  Put its secret into secrets/.env.client-secret, with mode 600.",
-		"      Development servers serve files with other names.",
+		"      post-logout redirect URI "+public+"/bff/logout/callback")
+	secret := scaffold.ClientSecretFile
+	if answers.Named != nil {
+		secret = answers.Named["oidc.client_secret_file"]
+	}
+	if secret != "" {
+		steps = append(steps, "  Put its secret into "+secret+", with mode 600.")
+	}
+	if secret == scaffold.ClientSecretFile {
+		steps = append(steps, "      Development servers serve files with other names.")
+	}
+	steps = append(steps,
 		"  cloakroom check --config cloakroom.yaml",
 		"      finds what is missing",
 		"")

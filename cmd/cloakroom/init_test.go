@@ -233,3 +233,46 @@ func TestInitReadsNoPipe(t *testing.T) {
 		t.Errorf("got status %d, %v and %s, want 2 and that it is not a regular file", got, err, &stderr)
 	}
 }
+
+func TestInitWritesNoSecretThatNothingReads(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		session, client string // of the configuration; DIR is its folder
+		wrote           bool
+		want            string // in the output
+	}{
+		"its own names": {"keys_file: secrets/.env.session-keys", "client_secret_file: secrets/.env.client-secret",
+			true, "secret into secrets/.env.client-secret, with mode 600.\n      Development"},
+		"the whole path": {"keys_file: DIR/secrets/.env.session-keys",
+			"client_secret_file: DIR/secrets/.env.client-secret",
+			true, "secret into secrets/.env.client-secret, with mode 600.\n      Development"},
+		"other names": {"keys_file: /run/secrets/keys", "client_secret_file: ./other", false,
+			"secret into other, with mode 600.\n  cloakroom check"},
+		"values": {"keys: [PoUdRGFwrjUbcMvWN/zcVAJJSDNk7LLE6r5KGmYXRxs=]", "client_secret: a secret", false,
+			"/bff/logout/callback\n  cloakroom check"},
+		"nothing": {"", "", false, "/bff/logout/callback\n  cloakroom check"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			overwrite(t, filepath.Join(dir, "package.json"), `{"devDependencies": {"vite": "8"}}`)
+			overwrite(t, filepath.Join(dir, "cloakroom.yaml"), strings.ReplaceAll(
+				"server: {public_url: 'https://app.example.com'}\nsession: {"+test.session+"}\n"+
+					"oidc: {issuer: 'https://id.example.com', client_id: spa, "+test.client+"}\n", "DIR", dir))
+			var out, stderr bytes.Buffer
+			err := run(t.Context(), []string{"init", "--dir", dir}, noEnv, strings.NewReader(""), &out, &stderr)
+			if err != nil {
+				t.Fatalf("got %v\n%s", err, &stderr)
+			}
+			for _, file := range []string{"secrets/.env.session-keys", "secrets/.gitignore"} {
+				_, err := os.Stat(filepath.Join(dir, file))
+				if got := err == nil; got != test.wrote || strings.Contains(out.String(), "wrote "+file) != test.wrote {
+					t.Errorf("%s: got %t, want %t; output:\n%s", file, got, test.wrote, &out)
+				}
+			}
+			if !strings.Contains(out.String(), test.want) {
+				t.Errorf("got\n%s\nwant %q in it", &out, test.want)
+			}
+		})
+	}
+}

@@ -26,6 +26,25 @@ type Answers struct {
 	PublicURL string // that browsers will see in production
 	APIs      []API
 	Key       string // for session.keys
+
+	// Named are the files that a configuration names that exists already, by
+	// their keys, relative to the project if they are in it. Nil means that
+	// there is no configuration: Files writes one.
+	Named map[string]string
+}
+
+// Files that a new configuration names.
+const (
+	ClientSecretFile = "secrets/.env.client-secret"
+	sessionKeysFile  = "secrets/.env.session-keys"
+)
+
+// namedFiles returns the files that the configuration names, by their keys.
+func (a *Answers) namedFiles() map[string]string {
+	if a.Named != nil {
+		return a.Named
+	}
+	return map[string]string{"oidc.client_secret_file": ClientSecretFile, "session.keys_file": sessionKeysFile}
 }
 
 // API is a route to an API.
@@ -80,7 +99,8 @@ func asYAML(text string) (string, error) {
 
 // Files returns the files for a project: the configuration, the session key,
 // the settings with which its development server forwards requests, and the
-// browser client, whose files are in client.
+// browser client, whose files are in client. A configuration that exists may
+// have its secrets elsewhere: files that it does not name are left out.
 //
 // Development servers serve files of the project by their path. Names of
 // secrets begin with ".env.", which Vite never serves (server.fs.deny), and
@@ -89,15 +109,21 @@ func Files(project *Project, answers Answers, client fs.FS) ([]File, error) {
 	var config bytes.Buffer
 	err := configTemplate.Execute(&config, struct {
 		Answers
-		OutDir, Listen string
-	}{answers, project.OutDir, listenAddress(answers.PublicURL)})
+		OutDir, Listen, ClientSecretFile, KeysFile string
+	}{answers, project.OutDir, listenAddress(answers.PublicURL), ClientSecretFile, sessionKeysFile})
 	if err != nil {
 		return nil, err
 	}
-	files := []File{
-		{"cloakroom.yaml", config.Bytes(), 0o644},
-		{"secrets/.env.session-keys", []byte(answers.Key + "\n"), 0o600},
-		{"secrets/.gitignore", []byte("*\n"), 0o644},
+	files := []File{{"cloakroom.yaml", config.Bytes(), 0o644}}
+	named := answers.namedFiles()
+	if named["session.keys_file"] == sessionKeysFile {
+		files = append(files, File{sessionKeysFile, []byte(answers.Key + "\n"), 0o600})
+	}
+	for _, name := range named {
+		if strings.HasPrefix(name, "secrets/") {
+			files = append(files, File{"secrets/.gitignore", []byte("*\n"), 0o644})
+			break
+		}
 	}
 	proxy, err := proxyFile(project, answers)
 	if proxy != nil {

@@ -317,3 +317,36 @@ func TestParseAPI(t *testing.T) {
 		}
 	}
 }
+
+// A configuration that exists may have its secrets elsewhere.
+func TestSecretsThatTheConfigurationNamesAreWritten(t *testing.T) {
+	t.Parallel()
+	const keys, client, ignore = "secrets/.env.session-keys", "secrets/.env.client-secret", "secrets/.gitignore"
+	for name, test := range map[string]struct {
+		named map[string]string
+		want  []string
+	}{
+		"no configuration":  {nil, []string{keys, ignore}},
+		"no files":          {map[string]string{}, nil},
+		"the same files":    {map[string]string{"session.keys_file": keys}, []string{keys, ignore}},
+		"keys elsewhere":    {map[string]string{"session.keys_file": "/run/secrets/session-keys"}, nil},
+		"keys of that name": {map[string]string{"session.keys_file": "secrets/session-keys"}, []string{ignore}},
+		"a client secret":   {map[string]string{"oidc.client_secret_file": client}, []string{ignore}},
+		"another key":       {map[string]string{"oidc.client_secret_file": keys}, []string{ignore}},
+	} {
+		files, err := scaffold.Files(&scaffold.Project{Framework: scaffold.Vite},
+			scaffold.Answers{Key: "a key", Named: test.named}, web.ClientFiles())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, f := range files {
+			if strings.HasPrefix(f.Name, "secrets/") || f.Mode == 0o600 {
+				got = append(got, f.Name)
+			}
+		}
+		if !slices.Equal(got, test.want) {
+			t.Errorf("%s: got %v, want %v", name, got, test.want)
+		}
+	}
+}
