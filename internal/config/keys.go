@@ -86,9 +86,10 @@ var Keys = []Key{
 		"Required. URL at which the browser sees the app: `https`, or `http` on a loopback host. It can have a path, " +
 			"such as `https://example.com/shop`."},
 	{"server.prefix", "/bff", "Path of the endpoints for the browser."},
-	{"server.admin_listen", "127.0.0.1:9090", "Address of `/healthz`, `/readyz` and `/admin/`."},
+	{"server.admin_listen", "127.0.0.1:9090", "Address of `/healthz`, `/readyz`, `/metrics` and `/admin/`."},
 	{"server.admin_token", "",
-		"Bearer token for `/admin/`. Required if `server.admin_listen` is not on the loopback interface."},
+		"Bearer token that `/admin/` and `/metrics` require, also on the loopback interface. " +
+			"Without one, `server.admin_listen` has to be on that interface."},
 	{"server.trusted_proxies", "",
 		"Networks whose `X-Forwarded-*`, `Forwarded` and `X-Request-Id` headers are trusted."},
 	{"server.page_file", "",
