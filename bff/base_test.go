@@ -250,7 +250,7 @@ func TestAppsAtTwoPathsOfAHostHaveTheirOwnSessions(t *testing.T) {
 	}
 	signIn("/shop", "alice")
 	if got := userAt("/office"); got != "" {
-		t.Errorf("office before its login: got %q, want nobody", got)
+		t.Errorf("office before its login: got %q, want no user", got)
 	}
 	signIn("/office", "alice")
 	if shop, office := userAt("/shop"), userAt("/office"); shop != "alice" || office != "alice" {

@@ -97,7 +97,7 @@ type Config struct {
 	// this origin, and no script. Nil means a built-in page.
 	Page *template.Template
 	// PublicSettings is a JSON object for the app, at Prefix/config.json.
-	// Everybody can read it. Nil means an empty object.
+	// All clients can read it. Nil means an empty object.
 	PublicSettings json.RawMessage
 	// Client serves the browser client at Prefix/client.js, and its types at
 	// Prefix/client.d.ts. Nil means 404.

@@ -335,7 +335,7 @@ func TestOneSessionThatFailsDelaysNoOther(t *testing.T) {
 	}
 }
 
-// Anybody can send codes, so a rejected code is no sign of an outage.
+// Any client can send codes, so a rejected code is no sign of an outage.
 func TestFailedCodesDoNotOpenTheBreaker(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.Wait = 2 * time.Second })

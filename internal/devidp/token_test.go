@@ -251,7 +251,7 @@ func TestRefreshGraceIsForLostResponses(t *testing.T) {
 		if _, err := o.refresh(second.RefreshToken); err != nil {
 			t.Fatal(err)
 		}
-		_, err = o.refresh(first.RefreshToken) // whoever used its successor had the answer
+		_, err = o.refresh(first.RefreshToken) // its successor was used, so the response had arrived
 		wantError(t, err, "invalid_grant")
 
 		o.SetRefreshGrace(0)

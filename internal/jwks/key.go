@@ -159,7 +159,7 @@ func (k *Key) read(jwk strictjson.Object, use string) (err error) {
 	case operations != nil && !slices.Contains(operations, "verify"):
 		return errors.New("key_ops lacks verify")
 	case slices.ContainsFunc(privateMembers, jwk.Has):
-		return errors.New("its private part is published, so anybody may have signed")
+		return errors.New("its private part is published, so an attacker may have signed")
 	}
 	switch k.kty {
 	case "RSA":

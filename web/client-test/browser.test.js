@@ -81,7 +81,7 @@ describe("the package in Chromium", { timeout: 300_000 }, () => {
       assert.equal(new URL(page.url()).pathname, "/");
     }));
 
-  test("React: after a revocation the provider's session signs nobody in", () =>
+  test("React: after a revocation the provider's session signs no user in", () =>
     visit(async (context, open) => {
       const page = await open("/?notice");
       await Promise.all([streamOpens(page), chooseAlice(page)]);

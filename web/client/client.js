@@ -53,7 +53,7 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
   let current;
   /** @type {State} */
   let state = { status: "loading" };
-  /** @type {State} the state while nobody is signed in */
+  /** @type {State} the state while no user is signed in */
   let out = { status: "signed-out" };
   let stopped = !page; // also after close, and at logout, so that no listener of signed-out navigates elsewhere
 

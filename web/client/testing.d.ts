@@ -13,7 +13,7 @@ export interface MockClient<Claims extends object = UserClaims> extends Client<C
 }
 
 export interface MockOptions<Claims extends object = UserClaims> {
-  /** Who is signed in. Default: nobody. */
+  /** The user who is signed in. Default: none. */
   user?: Claims;
   /** The state at the start. Default: `signed-in` or `signed-out`. */
   state?: State;

@@ -86,8 +86,8 @@ async function findings(files, prefix) {
       if (((handWritten && !text.includes(prefix)) || /\bNavigationRoute\b|createHandlerBoundToURL/.test(text)) && !text.includes(prefix.replaceAll("/", "\\/"))) {
         lines.push(
           handWritten
-            ? `${file} responds to requests without a test for ${prefix}: if that includes navigations, nobody can sign in`
-            : `${file} handles navigations to ${prefix}, so nobody can sign in: add navigateFallbackDenylist of @cloakroom-bff/client/vite to its options`,
+            ? `${file} responds to requests without a test for ${prefix}: if that includes navigations, no user can sign in`
+            : `${file} handles navigations to ${prefix}, so no user can sign in: add navigateFallbackDenylist of @cloakroom-bff/client/vite to its options`,
         );
       }
     }

@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { cloakroom, freePort, start } from "./process.js";
 
 /**
- * Starts `cloakroom serve` with the build of an app. There is no provider: nobody signs in.
+ * Starts `cloakroom serve` with the build of an app. There is no provider: no user signs in.
  *
  * @param {string} dir
  * @param {Record<string, unknown>} [frontend] further keys of that section

@@ -19,7 +19,7 @@ var keys = new ConfigurationManager<OpenIdConnectConfiguration>(
     new HttpDocumentRetriever(client) { RequireHttps = !new Uri(issuer).IsLoopback })
 {
     AutomaticRefreshInterval = TimeSpan.FromMinutes(10),
-    RefreshInterval = TimeSpan.FromSeconds(30), // between two fetches because of an unknown kid: anybody can invent one
+    RefreshInterval = TimeSpan.FromSeconds(30), // between two fetches because of an unknown kid: a client can invent one
     UseLastKnownGoodConfiguration = false, // a withdrawn key would be valid for another hour
 };
 var handler = new JsonWebTokenHandler();

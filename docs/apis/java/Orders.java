@@ -64,7 +64,7 @@ public class Orders {
             keys = new HttpsJwks((String) metadata.get("jwks_uri"));
             keys.setSimpleHttpGet(get);
             keys.setDefaultCacheDuration(600); // seconds
-            keys.setRefreshReprieveThreshold(30_000); // between two fetches because of an unknown kid: anybody can invent one
+            keys.setRefreshReprieveThreshold(30_000); // between two fetches because of an unknown kid: a client can invent one
             consumer = new JwtConsumerBuilder()
                 .setVerificationKeyResolver(new HttpsJwksVerificationKeyResolver(keys) {
                     @Override

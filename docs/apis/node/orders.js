@@ -24,7 +24,7 @@ async function findKeys() {
   const response = await fetch(`${ISSUER.replace(/\/$/, "")}/.well-known/openid-configuration`, { redirect: "error", signal: AbortSignal.timeout(5000) });
   const metadata = await response.json();
   if (metadata.issuer !== ISSUER) throw new Error("the metadata is of another issuer");
-  // An unknown kid causes another fetch, at most one in 30 s: anybody can invent a kid.
+  // An unknown kid causes another fetch, at most one in 30 s: a client can invent a kid.
   return createRemoteJWKSet(new URL(metadata.jwks_uri), { cooldownDuration: 30_000, cacheMaxAge: 600_000, timeoutDuration: 5000 });
 }
 async function keyFor(header, jws) {

@@ -62,7 +62,7 @@ class Keys:
             metadata = json.load(response)
         if metadata["issuer"] != ISSUER:
             raise ValueError("the metadata is of another issuer")
-        # An unknown kid causes another fetch, at most one in 30 s: anybody can invent a kid.
+        # An unknown kid causes another fetch, at most one in 30 s: a client can invent a kid.
         return jwt.PyJWKClient(metadata["jwks_uri"], lifespan=600, timeout=5, cooldown_duration=30)
 
 

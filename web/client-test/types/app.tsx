@@ -31,7 +31,7 @@ function Header() {
   const { authenticated, user, session, client } = useSession<Claims>();
   const expiry = useExpiry();
   const same: Client<Claims> = useClient<Claims>();
-  // @ts-expect-error nobody may be signed in
+  // @ts-expect-error there may be no user
   user.roles;
   return (
     <p title={session?.id}>

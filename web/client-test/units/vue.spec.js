@@ -25,5 +25,5 @@ test("useSession renders again when the session changes", async () => {
   await nextTick();
   expect(page.textContent).toBe("nobody ended ");
   app.unmount();
-  client.signIn({ sub: "alice" }); // nobody listens
+  client.signIn({ sub: "alice" }); // no listener is left
 });

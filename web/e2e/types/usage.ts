@@ -10,7 +10,7 @@ if (session.authenticated) {
   const expires: string | null = session.session.access_token_expires_at;
   console.log(name, expires, session.user["groups"]);
 } else {
-  // @ts-expect-error nobody is signed in
+  // @ts-expect-error no user is signed in
   session.user.name;
 }
 const refreshed: Session = await client.refresh();

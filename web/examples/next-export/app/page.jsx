@@ -1,6 +1,6 @@
 import Link from "next/link";
 
-/** A page for everybody. Nothing on it needs a session. */
+/** A public page. Nothing on it needs a session. */
 export default function Home() {
   return (
     <main>
