@@ -88,7 +88,7 @@ func newProtocolServer(t *testing.T, edit func(*protocolServer, *bff.Config)) *p
 		w.upstream = httptest.NewUnstartedServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 			w.calls.Add(1)
 			if r.ProtoMajor != w.protocol.major && r.Header.Get("Upgrade") == "" {
-				t.Errorf("%s: got %s at the upstream, want HTTP/%d", w.name, r.Proto, w.protocol.major)
+				t.Errorf("%s: got %s at the upstream, want HTTP/%d", w.name, received(r), w.protocol.major)
 			}
 			(*w.handler.Load())(rw, r)
 		}))
@@ -131,6 +131,17 @@ func newProtocolServer(t *testing.T, edit func(*protocolServer, *bff.Config)) *p
 		w.client = f.newClient(t, w.browser)
 	}
 	return f
+}
+
+// received describes a request that an upstream got, so that one of another
+// program is recognised.
+func received(r *http.Request) string {
+	scheme := "http"
+	if r.TLS != nil {
+		scheme = "https"
+	}
+	return fmt.Sprintf("%s %s://%s%s with %s from %s (%s)", r.Method, scheme, r.Host, r.RequestURI, r.Proto,
+		r.RemoteAddr, r.UserAgent())
 }
 
 // route returns a route whose CSRF protection needs no header, because
