@@ -99,6 +99,7 @@ type promServer struct {
 	t       *testing.T
 	url     string
 	targets string // a file
+	stop    func()
 }
 
 // inMinutes are the times in the rules.
@@ -133,13 +134,14 @@ scrape_configs:
 	if err := cmd.Start(); err != nil {
 		t.Fatalf("%v (Debian package prometheus)", err)
 	}
-	t.Cleanup(func() {
+	p.stop = sync.OnceFunc(func() {
 		cmd.Process.Signal(os.Interrupt)
 		cmd.Wait()
 		if t.Failed() {
 			t.Logf("Prometheus: %s", log.String())
 		}
 	})
+	t.Cleanup(p.stop)
 	return p
 }
 
@@ -355,6 +357,8 @@ func newAlertWorld(t *testing.T) *alertWorld {
 	for _, r := range w.replicas {
 		r.waitReady(t)
 	}
+	w.balance()
+	t.Cleanup(w.promServer.stop) // before the replicas are stopped
 	w.scrapes(w.replicas...)
 	w.alice = w.signIn(t, "alice", devidp.Hooks{})
 	eventually(t, 60*time.Second, "Prometheus runs and no alert fires", func() bool {
@@ -375,6 +379,7 @@ func (w *alertWorld) startOther(names ...string) {
 		settings[pair[0]] = pair[1]
 	}
 	w.other = startReplica(w.t, w.provider, settings)
+	w.t.Cleanup(w.promServer.stop) // before the replica is stopped
 	w.other.waitReady(w.t)
 	w.scrapes(append(w.replicas, w.other)...)
 }
@@ -546,7 +551,10 @@ func (w *alertWorld) floodUnreadLog() {
 			r.err = r.cmd.Wait()
 			close(r.ended)
 		}()
-		w.t.Cleanup(func() { r.cmd.Process.Kill() })
+		w.t.Cleanup(func() {
+			w.promServer.stop()
+			r.cmd.Process.Kill()
+		})
 		w.other, w.end = r, func() { unread.Close() }
 		ready(w.t, r.admin)
 		w.scrapes(append(w.replicas, r)...)

@@ -113,6 +113,8 @@ type fleet struct {
 	host     string
 	replicas []*replica
 	client   *http.Client
+
+	balanced atomic.Pointer[[]string] // host:port of the replicas behind url; nil: none yet
 }
 
 // startFleet starts a replica for each store URL, and waits until all are
@@ -135,7 +137,9 @@ func newFleet(t *testing.T, edit func(*devidp.Config)) *fleet {
 	var turn atomic.Uint64
 	balancer := httptest.NewServer(&httputil.ReverseProxy{Rewrite: func(p *httputil.ProxyRequest) {
 		p.Out.URL.Scheme = "http"
-		p.Out.URL.Host = f.replicas[turn.Add(1)%uint64(len(f.replicas))].addr
+		if addrs := f.balanced.Load(); addrs != nil { // otherwise the response is 502
+			p.Out.URL.Host = (*addrs)[turn.Add(1)%uint64(len(*addrs))]
+		}
 	}})
 	t.Cleanup(balancer.Close)
 	t.Cleanup(f.client.CloseIdleConnections)
@@ -188,6 +192,16 @@ func (f *fleet) startReplicas(env map[string]string, storeURLs ...string) {
 	for _, r := range f.replicas {
 		r.waitReady(t)
 	}
+	f.balance()
+}
+
+// balance makes the load balancer use the replicas, which are ready.
+func (f *fleet) balance() {
+	var addrs []string
+	for _, r := range f.replicas {
+		addrs = append(addrs, r.addr)
+	}
+	f.balanced.Store(&addrs)
 }
 
 // firstEvent is what the upstream of /stream/ sends at once.
@@ -509,6 +523,7 @@ func (f *fleet) repeat(
 			}
 		})
 	}
+	f.t.Cleanup(running.Wait) // also if the test fails before stop
 	return func() []response {
 		close(stopped)
 		running.Wait()

@@ -50,13 +50,15 @@ type backend struct {
 	ready       atomic.Bool
 	ctx         context.Context // ends when the replica is taken out
 	stop        context.CancelFunc
+	polling     sync.WaitGroup
 	killedAt    atomic.Int64 // Unix nanoseconds; 0: it was not killed
 }
 
 // readinessInterval is how often the balancer asks for the readiness.
 const readinessInterval = 100 * time.Millisecond
 
-// add sends requests to a replica from when it is ready.
+// add sends requests to a replica from when it is ready. Call remove or stop
+// before another program can get its ports.
 func (l *balancer) add(r *replica) *backend {
 	b := &backend{addr: r.addr, admin: r.admin, secure: l.secure}
 	b.ctx, b.stop = context.WithCancel(context.Background())
@@ -65,16 +67,24 @@ func (l *balancer) add(r *replica) *backend {
 	l.mu.Lock()
 	l.backends = append(l.backends, b)
 	l.mu.Unlock()
-	go func() { // until remove
-		for {
-			time.Sleep(readinessInterval)
-			if b.ctx.Err() != nil {
-				return
-			}
+	b.polling.Go(func() { // until remove or stop
+		for sleep(b.ctx, readinessInterval); b.ctx.Err() == nil; sleep(b.ctx, readinessInterval) {
 			b.check()
 		}
-	}()
+	})
 	return b
+}
+
+// stop ends the polls of all replicas.
+func (l *balancer) stop() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, b := range l.backends {
+		b.stop()
+	}
+	for _, b := range l.backends {
+		b.polling.Wait()
+	}
 }
 
 func (b *backend) dial(ctx context.Context) (net.Conn, error) {
@@ -88,16 +98,23 @@ func (b *backend) check() {
 	// A busy machine can take long to respond. A replica that was killed
 	// refuses the connection at once.
 	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-	resp, err := client.Get("http://" + b.admin + "/readyz")
+	req, err := http.NewRequestWithContext(b.ctx, "GET", "http://"+b.admin+"/readyz", nil)
+	if err != nil {
+		panic(err)
+	}
+	resp, err := client.Do(req)
 	if err == nil {
 		resp.Body.Close()
 	}
-	b.ready.Store(err == nil && resp.StatusCode == 200)
+	if b.ctx.Err() == nil {
+		b.ready.Store(err == nil && resp.StatusCode == 200)
+	}
 }
 
 // remove takes a replica out, after it has ended.
 func (l *balancer) remove(b *backend) {
 	b.stop()
+	b.polling.Wait()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.backends = slices.DeleteFunc(l.backends, func(other *backend) bool { return other == b })
@@ -284,6 +301,7 @@ func startRolling(
 		l.replicas = append(l.replicas, l.startOne(t))
 	}
 	t.Cleanup(func() {
+		l.balancer.stop()
 		for _, r := range l.replicas {
 			r.terminate()
 		}
@@ -310,6 +328,7 @@ func (l *rolling) startOne(t *testing.T) *replica {
 	settings := maps.Clone(l.settings)
 	settings["PROGRAM"] = l.program
 	r := startReplica(t, l.provider, settings, "--config", l.file)
+	t.Cleanup(l.balancer.stop) // runs before the replica is stopped
 	r.waitReady(t)
 	l.backends[r] = l.balancer.add(r)
 	return r
@@ -356,7 +375,8 @@ func serveStreams(w http.ResponseWriter, r *http.Request) {
 	io.Copy(conn, buf)
 }
 
-// load makes users call, stream and reconnect until ctx ends.
+// load makes users call, stream and reconnect until ctx ends, at the latest
+// with the test.
 func (l *rolling) load(ctx context.Context) (wait func()) {
 	var workers sync.WaitGroup
 	client := &http.Client{
@@ -384,10 +404,12 @@ func (l *rolling) load(ctx context.Context) (wait func()) {
 			}
 		})
 	}
-	return func() {
+	wait = func() {
 		workers.Wait()
 		client.CloseIdleConnections()
 	}
+	l.t.Cleanup(wait) // also if the test fails before
+	return wait
 }
 
 // callOnce makes one call, which has to succeed.
