@@ -10,13 +10,14 @@ const windowEnd = "#cloakroom-signed-in";
 
 /** An error response of the broker (RFC 9457). Branch on `code`. */
 export class ProblemError extends Error {
+  name = "ProblemError";
+
   /**
    * @param {number} status
    * @param {import("./client.d.ts").Problem} problem the body; empty if the response is not from the broker
    */
   constructor(status, problem = {}) {
-    super([problem.title ?? `Status ${status}`, problem.detail].filter(Boolean).join(": "));
-    this.name = "ProblemError";
+    super((problem.title ?? `Status ${status}`) + (problem.detail ? `: ${problem.detail}` : ""));
     this.status = status;
     this.code = problem.code;
     this.loginUrl = problem.login_url;
@@ -123,6 +124,7 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
    * @param {Session | State} value
    */
   function emit(event, value) {
+    if (stopped) return;
     for (const listener of [...listeners[event]]) {
       try {
         listener(value);
@@ -140,7 +142,10 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
     if (!current?.authenticated) return setState(out);
     const life = Date.parse(current.session.expires_at);
     const sooner = Math.min(Date.parse(current.session.idle_expires_at), life);
-    if (sooner !== end) [end, warned] = [sooner, false];
+    if (sooner !== end) {
+      end = sooner;
+      warned = false;
+    }
     const left = end - Date.now() - skew;
     longest = Math.max(longest, left);
     const untilWarning = left - Math.min(warn * 1000, longest / 2);
@@ -165,12 +170,11 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
         signal.onabort = done;
         start(done);
       });
-    const lead = async () => {
-      // The lock of another tab can be released before its message that the
+    /** @type {(lock?: Lock | null | void) => Promise<void>} */
+    const lead = async (lock) => {
+      // Another tab has the lock. It can release it before its message that the
       // session has ended arrives. A stream would be an error then.
-      try {
-        await session();
-      } catch {} // the state reports the error
+      if (lock === null) return navigator.locks.request(name, { signal }, () => check().then(lead));
       for (let failed = 0; !signal.aborted; ) {
         if (!current?.authenticated) return unfollow();
         const source = new EventSource(`${prefix}/session/events?warn=${warn}`);
@@ -189,7 +193,7 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
       }
     };
     // A browser without EventSource has only the checks, too.
-    (navigator.locks ? navigator.locks.request(name, { signal }, lead) : lead()).catch(() => {});
+    (navigator.locks?.request(name, { ifAvailable: true }, lead) ?? lead()).catch(() => {});
   }
 
   function unfollow() {
@@ -229,8 +233,8 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
    * @returns {Promise<Response>}
    */
   async function send(input, { background, ...init } = {}) {
-    const request = new Request(input instanceof Request ? input : new URL(input, document.baseURI), { ...init, mode: "same-origin" });
-    if (!request.url.startsWith(`${location.origin}/`)) throw new TypeError(`another origin: ${request.url}`);
+    const request = new Request(input instanceof Request ? input : new URL(input, page.baseURI), { ...init, mode: "same-origin" });
+    if (new URL(request.url).origin !== location.origin) throw new TypeError(`not same-origin: ${request.url}`);
     request.headers.set("X-CSRF", "1");
     if (background) request.headers.set("X-Background", "1"); // does not count as activity
     const response = await fetch(request);
@@ -269,7 +273,7 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
     sharedUntil = Infinity;
     return (shared = callBroker(path, { signal: AbortSignal.timeout(10_000), ...init }).then(async (response) => {
       const session = await response.json();
-      if (!isSession(session)) throw new ProblemError(response.status);
+      if (!isSession(session)) throw await ProblemError.from(response);
       if (number !== latest) return current ?? session;
       sharedUntil = performance.now() + 100;
       skew = Date.parse(response.headers.get("Date") ?? "") - Date.now() || 0;
@@ -307,24 +311,37 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
     if (!stopped) check();
   }
 
+  /**
+   * Appends a new element to the page.
+   *
+   * @param {string} name
+   * @param {object} properties
+   * @returns {any}
+   */
+  function append(name, properties) {
+    const element = Object.assign(page.createElement(name), properties);
+    page.body.append(element);
+    return element;
+  }
+
   /** @param {any} [options] @returns {any} */
   function login(options = {}) {
     const { window: inWindow, signal, returnTo = location.pathname + (inWindow ? windowEnd : location.search + location.hash) } = options;
     const query = new URLSearchParams({ return_to: returnTo });
     for (const option of ["prompt", "loginHint", "acrValues", "maxAge", "uiLocales"]) {
       const value = options[option];
-      if (value !== undefined) query.set(option.replace(/[A-Z]/, "_$&").toLowerCase(), value);
+      if (value != null) query.set(option.replace(/[A-Z]/, "_$&").toLowerCase(), value);
     }
     const url = `${prefix}/login?${query}`;
     if (!inWindow) return location.assign(url);
-    // The handle only tells whether the window was blocked. The provider's page
-    // is in another browsing context group (Cross-Origin-Opener-Policy), so the
-    // handle says closed from then on.
-    if (!open(url, "_blank", "popup,width=500,height=700")) {
-      return Promise.reject(new DOMException("window blocked", "NotAllowedError"));
-    }
-    const before = idOf(current);
-    return new Promise((done) => {
+    return new Promise((done, fail) => {
+      // The handle only tells whether the window was blocked. The provider's page
+      // is in another browsing context group (Cross-Origin-Opener-Policy), so the
+      // handle says closed from then on.
+      if (!open(url, "_blank", "popup,width=500,height=700")) {
+        return fail(new DOMException("window blocked", "NotAllowedError"));
+      }
+      const before = idOf(current);
       const finish = () => {
         off();
         done(session());
@@ -341,7 +358,7 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
     if (response.status !== 401 || parameter("error") !== "insufficient_user_authentication") return undefined;
     const acrValues = parameter("acr_values");
     const maxAge = parameter("max_age");
-    return { ...(acrValues && { acrValues }), ...(maxAge && { maxAge: Number(maxAge) }) };
+    return { ...(acrValues && { acrValues }), ...(maxAge && { maxAge: +maxAge }) };
   }
 
   /**
@@ -359,20 +376,15 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
     tabs?.addEventListener("message", ({ data }) => {
       if (data !== idOf(current)) receive(data ?? {});
     });
-    const listen = (/** @type {string} */ type, /** @type {(event: any) => void} */ listener) =>
-      addEventListener(type, listener, closing);
+    // Not before the first call of the app.
     for (const type of ["focus", "online", "visibilitychange"]) {
-      listen(type, () => {
-        if (!document.hidden && state.status !== "loading" && performance.now() > sharedUntil + 5000) check();
-      });
+      addEventListener(type, () => !page.hidden && latest && performance.now() > sharedUntil + 5000 && check(), closing);
     }
     // A page with a lock or a stream cannot be in the back/forward cache. One that
     // is restored from there may have been signed out meanwhile.
-    listen("pagehide", unfollow);
-    listen("pageshow", ({ persisted }) => {
-      if (persisted) resume();
-    });
-    if (location.hash === windowEnd) check().then(() => globalThis.close());
+    addEventListener("pagehide", unfollow, closing);
+    addEventListener("pageshow", ({ persisted }) => persisted && resume(), closing);
+    if (location.hash === windowEnd) check().then(() => close());
   }
 
   return {
@@ -424,21 +436,15 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
       addEventListener("pagehide", () => tell(null), closing);
       // A form, not fetch: the browser follows the redirect to the provider and
       // shows error pages.
-      const form = append("form", { method: "POST", action: `${prefix}/logout` });
-      form.append(append("input", { type: "hidden", name: "return_to", value: returnTo }));
-      form.submit();
+      append("form", { method: "POST", action: `${prefix}/logout?${new URLSearchParams({ return_to: returnTo })}` }).submit();
     },
 
     sessions: async () => (await callBroker("/sessions")).json(),
 
-    async endSession(id) {
-      await callBroker(`/sessions/${encodeURIComponent(id)}`, { method: "DELETE" });
-      await check(); // it may be this one
-    },
+    // It may be the session of this client, so that is checked.
+    endSession: (id) => callBroker(`/sessions/${encodeURIComponent(id)}`, { method: "DELETE" }).then(check),
 
-    async endOtherSessions() {
-      await callBroker("/sessions", { method: "DELETE" });
-    },
+    endOtherSessions: () => callBroker("/sessions", { method: "DELETE" }).then(() => {}),
 
     on,
 
@@ -448,7 +454,6 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
       unfollow();
       clearTimeout(timer);
       tabs?.close();
-      for (const all of Object.values(listeners)) all.clear();
     },
   };
 }
@@ -463,19 +468,6 @@ const isSession = (value) =>
 
 /** @param {import("./client.d.ts").Session<any> | undefined} session */
 const idOf = (session) => session?.session?.id ?? null;
-
-/**
- * Appends a new element to the page.
- *
- * @param {string} name
- * @param {object} properties
- * @returns {any}
- */
-function append(name, properties) {
-  const element = Object.assign(document.createElement(name), properties);
-  document.body.append(element);
-  return element;
-}
 
 /** @param {unknown} a @param {unknown} b */
 const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);

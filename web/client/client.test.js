@@ -28,10 +28,6 @@ beforeEach(() => {
     hidden: false,
     querySelector: () => page.base,
     createElement: () => ({
-      children: [],
-      append(child) {
-        this.children.push(child);
-      },
       submit() {
         page.forms.push(this);
       },
@@ -73,9 +69,11 @@ beforeEach(() => {
     }
   };
   // A lock that is free unless the test says otherwise.
-  navigator.locks.request = (name, { signal }, run) => {
+  navigator.locks.request = async (name, { signal, ifAvailable }, run) => {
+    assert.ok(!signal || !ifAvailable, "browsers reject both options at a time");
     page.locks.push(name);
-    if (!page.lockTaken) return run();
+    if (!page.lockTaken) return run({ name });
+    if (ifAvailable) return run(null);
     return new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason)));
   };
   globalThis.BroadcastChannel = class {
@@ -363,11 +361,14 @@ test("login navigates to the broker and returns to this page by default", () => 
   });
 });
 
+test("login sends no option that is null or undefined", () => {
+  createClient({ prefix: "/bff" }).login({ returnTo: "/", prompt: undefined, loginHint: null });
+  assert.deepEqual(page.visited, ["/bff/login?return_to=%2F"]);
+});
+
 test("logout submits a form, so that no script reads the redirect", () => {
   createClient({ prefix: "/bff" }).logout({ returnTo: "/bye" });
-  const [form] = page.forms;
-  assert.deepEqual([form.method, form.action], ["POST", "/bff/logout"]);
-  assert.deepEqual(form.children.map(({ type, name, value }) => [type, name, value]), [["hidden", "return_to", "/bye"]]);
+  assert.deepEqual(page.forms.map(({ method, action }) => [method, action]), [["POST", "/bff/logout?return_to=%2Fbye"]]);
   assert.equal(page.requests.length, 0);
 });
 
@@ -525,7 +526,7 @@ test("events of the stream change the state and reach other tabs", async () => {
 test("a tab without the lock uses the events of another tab", async () => {
   page.lockTaken = true;
   const { client } = await signedIn();
-  assert.deepEqual([page.streams, page.locks], [[], ["cloakroom /bff"]]);
+  assert.deepEqual([page.streams, page.locks], [[], ["cloakroom /bff", "cloakroom /bff"]]);
   page.tabs[0].receive({ event: "ended", data: { reason: "idle" } });
   assert.deepEqual(client.state, { status: "ended", reason: "idle" });
 });
@@ -533,48 +534,54 @@ test("a tab without the lock uses the events of another tab", async () => {
 /** Another tab has the lock until the test calls the function that this returns. */
 function lockElsewhere() {
   let grant;
-  navigator.locks.request = (_, __, run) => new Promise((done) => (grant = () => done(run())));
+  navigator.locks.request = async (name, { ifAvailable }, run) => {
+    if (ifAvailable) return run(null);
+    return new Promise((done) => (grant = () => done(run({ name }))));
+  };
   return () => {
     grant();
     return settle();
   };
 }
 
-test("a tab that waited for the lock opens no stream after the end", async () => {
-  const grant = lockElsewhere();
-  const { client } = await signedIn();
-  await advance(60_000);
-  const streams = mock.method(globalThis, "EventSource");
-  page.responses.push(json(nobody));
-  await grant(); // before the message of the tab that had the lock
-  assert.equal(streams.mock.callCount(), 0);
-  assert.equal(page.requests.length, 2);
-  page.tabs[0].receive({ event: "ended", data: { reason: "revoked" } });
-  assert.deepEqual(client.state, { status: "ended", reason: "revoked" });
-});
+for (const [title, ms] of [["a minute", 60_000], ["0 ms", 0]]) {
+  test(`a tab that waited for the lock opens no stream after the end: ${title} after its last request`, async () => {
+    const grant = lockElsewhere();
+    const { client } = await signedIn();
+    await advance(ms);
+    const streams = mock.method(globalThis, "EventSource");
+    page.responses.push(json(nobody));
+    await grant(); // before the message of the tab that had the lock
+    assert.equal(streams.mock.callCount(), 0);
+    assert.equal(page.requests.length, 2);
+    page.tabs[0].receive({ event: "ended", data: { reason: "revoked" } });
+    assert.deepEqual(client.state, { status: "ended", reason: "revoked" });
+  });
+}
 
-test("a tab that waited for the lock uses the request in flight", async () => {
+test("a tab that waited for the lock does not use a request in flight", async () => {
   const grant = lockElsewhere();
   const { client } = await signedIn();
   await advance(60_000);
-  let respond;
-  globalThis.fetch = () => new Promise((resolve) => (respond = resolve));
-  const checked = client.session();
+  const requests = [];
+  globalThis.fetch = () => new Promise((resolve) => requests.push(resolve));
+  const earlier = client.session();
   await settle();
-  globalThis.fetch = () => assert.fail("a second request");
   const streams = mock.method(globalThis, "EventSource");
   await grant();
-  respond(json(nobody));
-  assert.deepEqual(await checked, nobody);
+  const [first, second] = requests;
+  first(json(alice())); // sent before the session ended
+  second(json(nobody));
+  assert.deepEqual(await earlier, alice());
   await settle();
   assert.equal(streams.mock.callCount(), 0);
+  assert.equal(requests.length, 2);
 });
 
 for (const [title, response] of [["still signed in", () => json(alice())], ["the broker is down", () => problem(503, "store_unavailable")]]) {
   test(`a tab that waited for the lock opens a stream: ${title}`, async () => {
     const grant = lockElsewhere();
     await signedIn();
-    await advance(60_000);
     page.responses.push(response());
     await grant();
     assert.deepEqual([page.requests.length, page.streams.length], [2, 1]);
@@ -768,6 +775,15 @@ test("logout tells the other tabs, and not its own listeners", async () => {
   page.tabs[0].sent = [];
   dispatch("pagehide");
   assert.deepEqual(page.tabs[0].sent, [null]);
+});
+
+test("a client that signs out emits nothing about a 401", async () => {
+  page.responses = [notSignedIn()];
+  const client = createClient({ prefix: "/bff" });
+  const events = record(client);
+  client.logout();
+  await client.fetch("/api/me");
+  assert.deepEqual(events, []);
 });
 
 test("a logout that the user cancels leaves a client that works", async () => {
