@@ -48,6 +48,7 @@ export function signInNotice(client) {
     }
   };
   const close = () => {
+    dialog?.close?.(); // the focus returns to where it was; jsdom has no such method
     dialog?.remove();
     dialog = undefined;
   };
@@ -67,14 +68,19 @@ export function signInNotice(client) {
  * @param {string | undefined} reason
  */
 function open(client, reason) {
-  const language = document.documentElement.lang || navigator.language;
-  const text = language.startsWith("de") ? texts.de : texts.en;
+  const language = (document.documentElement.lang || navigator.language).startsWith("de") ? "de" : "en";
+  const text = texts[language];
   const key = reason === "backchannel" || reason === "frontchannel" ? "provider" : reason;
   const dialog = document.createElement("dialog");
+  // The language of the notice may not be that of the page.
+  Object.assign(dialog, { lang: language, dir: "ltr" });
   const title = append(dialog, "h2", text.title);
-  title.id = "cloakroom-signed-out";
-  dialog.setAttribute("aria-labelledby", title.id);
-  append(dialog, "p", `${/** @type {Record<string, string>} */ (text)[key ?? ""] ?? ""} ${text.kept}`.trim());
+  const why = append(dialog, "p", `${/** @type {Record<string, string>} */ (text)[key ?? ""] ?? ""} ${text.kept}`.trim());
+  for (const [attribute, element] of Object.entries({ "aria-labelledby": title, "aria-describedby": why })) {
+    element.id = `cloakroom-${attribute}`;
+    dialog.setAttribute(attribute, element.id);
+  }
+  dialog.setAttribute("closedby", "none"); // not by Escape
   const button = append(dialog, "button", text.signIn);
   button.onclick = () => {
     // After a logout the browser has nothing that tells the broker who was here.
@@ -82,7 +88,9 @@ function open(client, reason) {
     const options = !reason || reason === "logout" ? { prompt: "login" } : {};
     Promise.resolve(client.login({ ...options, window: true })).catch(() => client.login(options)); // the browser blocks windows
   };
-  // Properties, for the policy of the app may forbid the attribute style.
+  // Properties, for the policy of the app may forbid the attribute style. The
+  // styles of the app could hide the text, or show the page below.
+  for (const element of [dialog, title, why, button]) element.style.all = "revert";
   Object.assign(dialog.style, {
     boxSizing: "border-box",
     width: "100vw",
@@ -94,8 +102,9 @@ function open(client, reason) {
     border: "0",
     textAlign: "center",
   });
+  Object.assign(button.style, { minWidth: "44px", minHeight: "44px", padding: "0.5rem 1.5rem", font: "inherit" });
   dialog.oncancel = (event) => event.preventDefault();
-  dialog.onclose = () => dialog.isConnected && dialog.showModal(); // browsers let a second Escape close it
+  dialog.onclose = () => dialog.isConnected && dialog.showModal(); // without closedby, browsers let a second Escape close it
   document.body.append(dialog);
   if (dialog.showModal) dialog.showModal();
   else dialog.setAttribute("open", ""); // jsdom
