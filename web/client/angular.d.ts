@@ -15,8 +15,11 @@ export interface CloakroomService<Claims extends object = UserClaims> {
   session: Signal<SessionTimes | undefined>;
 }
 
-/** The service: `inject(Cloakroom)`. Its first use requests the session state. */
-export declare const Cloakroom: InjectionToken<CloakroomService<any>>;
+/**
+ * The service: `inject(Cloakroom)`. Its first use requests the session state. For
+ * claims of your own: `inject<CloakroomService<Claims>>(Cloakroom)`.
+ */
+export declare const Cloakroom: InjectionToken<CloakroomService>;
 
 /**
  * Provides the service. For `bootstrapApplication`. With `notice: false`, the

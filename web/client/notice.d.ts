@@ -9,7 +9,7 @@ import type { Client, Session, UserClaims } from "./client.js";
  * English or German, as the attribute `lang` of the page says. Returns a function
  * that ends this.
  */
-export declare function signInNotice(client: Client<any>): () => void;
+export declare function signInNotice(client: Client<object>): () => void;
 
 /**
  * Returns the session for a guard. On a page that had none, it navigates to the

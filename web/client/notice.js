@@ -27,7 +27,7 @@ const texts = {
   },
 };
 
-/** @type {typeof import("./notice.d.ts").signInNotice} */
+/** @type {(client: Client<any>) => () => void} */
 export function signInNotice(client) {
   let user = client.current?.user?.sub;
   /** @type {HTMLDialogElement | undefined} */

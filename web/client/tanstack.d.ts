@@ -5,7 +5,7 @@ import type { Client, UserClaims } from "./client.js";
  * No retry after a 4xx response, if the error has a `status`, as ProblemError has:
  * `new QueryClient({ defaultOptions: queryDefaults })`.
  */
-export declare const queryDefaults: { queries: { retry: (failures: number, err: any) => boolean } };
+export declare const queryDefaults: { queries: { retry: (failures: number, err: unknown) => boolean } };
 
 /** The methods of a QueryClient that {@link followSession} uses. */
 export interface Queries {
@@ -19,7 +19,7 @@ export interface Queries {
  * marks all data as stale. When another user signs in, it drops the data.
  * Returns a function that ends this.
  */
-export declare function followSession(queryClient: Queries, client: Client<any>): () => void;
+export declare function followSession(queryClient: Queries, client: Client<object>): () => void;
 
 /**
  * Returns a `beforeLoad` for routes that require a session. It adds `user` to the

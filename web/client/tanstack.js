@@ -4,10 +4,10 @@ import { sessionOrSignIn } from "./notice.js";
 /** @type {typeof import("./tanstack.d.ts").queryDefaults} */
 export const queryDefaults = {
   // What the client caused is the same the next time, 401 among it.
-  queries: { retry: (failures, err) => !(Number(err?.status) < 500) && failures < 3 },
+  queries: { retry: (failures, err) => !(Number(/** @type {any} */ (err)?.status) < 500) && failures < 3 },
 };
 
-/** @type {typeof import("./tanstack.d.ts").followSession} */
+/** @type {(queryClient: import("./tanstack.d.ts").Queries, client: import("./client.d.ts").Client<any>) => () => void} */
 export function followSession(queryClient, client) {
   let user = client.current?.user?.sub;
   let authenticated = client.current?.authenticated;

@@ -9,7 +9,7 @@ import { defineConfig } from "vite";
 import { createApp } from "vue";
 
 import { createClient, ProblemError, type Client, type State } from "@cloakroom-bff/client";
-import { Cloakroom, cloakroomInterceptor, provideCloakroom, requireSession as requireSessionInAngular } from "@cloakroom-bff/client/angular";
+import { Cloakroom, cloakroomInterceptor, provideCloakroom, requireSession as requireSessionInAngular, type CloakroomService } from "@cloakroom-bff/client/angular";
 import { sessionOrSignIn, signInNotice } from "@cloakroom-bff/client/notice";
 import { CloakroomProvider, RequireSession, useClient, useExpiry, useSession } from "@cloakroom-bff/client/react";
 import { sessionStore } from "@cloakroom-bff/client/svelte";
@@ -49,6 +49,10 @@ export const react = (
 );
 
 export const stop: () => void = signInNotice(client);
+// @ts-expect-error a client is required
+signInNotice({});
+declare const withoutSub: Client<{ roles: string[] }>;
+signInNotice(withoutSub);
 export const rolesOfSession: Promise<string[] | undefined> = sessionOrSignIn(client, "/orders").then(({ user }) => user?.roles);
 
 createApp({
@@ -67,10 +71,18 @@ export const angular: ApplicationConfig = {
     provideRouter([{ path: "", children: [], canActivate: [requireSessionInAngular] }]),
   ],
 };
-export const service = () => inject(Cloakroom).user()?.sub;
+export const service = (): string | undefined => inject(Cloakroom).user()?.sub;
+export const rolesOfService = (): string[] | undefined => inject<CloakroomService<Claims>>(Cloakroom).user()?.roles;
+// @ts-expect-error the type of other claims is not known
+export const unknownRoles = (): string[] | undefined => inject(Cloakroom).user()?.roles;
 
 const queryClient = new QueryClient({ defaultOptions: queryDefaults });
 export const off: () => void = followSession(queryClient, client);
+followSession(queryClient, withoutSub);
+// @ts-expect-error a client is required
+followSession(queryClient, {});
+// @ts-expect-error the error can be anything: it has to be checked
+export const status4xx: typeof queryDefaults.queries.retry = (failures, err) => err.status < 500;
 const root = createRootRoute();
 const orders = createRoute({ getParentRoute: () => root, path: "/orders", beforeLoad: requireSession(client) });
 export const roles = (): string[] => orders.useRouteContext().user.roles;
