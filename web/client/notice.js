@@ -30,10 +30,8 @@ const texts = {
 /** @type {(client: Client<any>) => () => void} */
 export function signInNotice(client) {
   let user = client.current?.user?.sub;
-  /** @type {HTMLDialogElement | undefined} */
-  let dialog;
-  /** @type {string | undefined} */
-  let shown; // the reason in the dialog
+  /** @type {ReturnType<typeof open> | undefined} */
+  let notice;
   const update = () => {
     const { current, state } = client;
     if (current?.authenticated) {
@@ -41,16 +39,14 @@ export function signInNotice(client) {
       if (user !== undefined && sub !== user) location.reload(); // nothing of the other user may stay
       else close();
       user = sub;
-    } else if (state.status === "ended" && (!dialog || state.reason !== shown)) {
-      close(); // the reason may be known later than the end
-      shown = state.reason;
-      dialog = open(client, shown);
+    } else if (state.status === "ended") {
+      (notice ??= open(client)).explain(state.reason); // it may be known later than the end
     }
   };
   const close = () => {
-    dialog?.close?.(); // the focus returns to where it was; jsdom has no such method
-    dialog?.remove();
-    dialog = undefined;
+    notice?.dialog.close?.(); // the focus returns to where it was; jsdom has no such method
+    notice?.dialog.remove();
+    notice = undefined;
   };
   const off = [client.on("change", update), client.on("state", update)];
   update();
@@ -65,17 +61,24 @@ export function signInNotice(client) {
  * sees nor uses what is below.
  *
  * @param {Client<any>} client
- * @param {string | undefined} reason
  */
-function open(client, reason) {
+function open(client) {
   const language = (document.documentElement.lang || navigator.language).startsWith("de") ? "de" : "en";
   const text = texts[language];
-  const key = reason === "backchannel" || reason === "frontchannel" ? "provider" : reason;
   const dialog = document.createElement("dialog");
   // The language of the notice may not be that of the page.
   Object.assign(dialog, { lang: language, dir: "ltr" });
   const title = append(dialog, "h2", text.title);
-  const why = append(dialog, "p", `${/** @type {Record<string, string>} */ (text)[key ?? ""] ?? ""} ${text.kept}`.trim());
+  const why = append(dialog, "p", "");
+  why.setAttribute("role", "status"); // a reason that is known later is announced
+  /** @type {string | undefined} */
+  let reason;
+  // The same elements stay: the user may be about to click.
+  const explain = (/** @type {string | undefined} */ known) => {
+    reason = known;
+    const key = reason === "backchannel" || reason === "frontchannel" ? "provider" : reason;
+    why.textContent = `${/** @type {Record<string, string>} */ (text)[key ?? ""] ?? ""} ${text.kept}`.trim();
+  };
   for (const [attribute, element] of Object.entries({ "aria-labelledby": title, "aria-describedby": why })) {
     element.id = `cloakroom-${attribute}`;
     dialog.setAttribute(attribute, element.id);
@@ -108,7 +111,7 @@ function open(client, reason) {
   document.body.append(dialog);
   if (dialog.showModal) dialog.showModal();
   else dialog.setAttribute("open", ""); // jsdom
-  return dialog;
+  return { dialog, explain };
 }
 
 /**
