@@ -52,8 +52,8 @@ func (x *exchange) copyBody(ctx context.Context, w io.Writer) error {
 	return cmp.Or(x.copyBuffered(w, x.resp.Body, x.resp.ContentLength), context.Cause(ctx))
 }
 
-// copyBuffered copies from to w until EOF, each part as soon as it arrives.
-// length is how much will arrive, or -1 if that is not known.
+// copyBuffered copies from to w until EOF, and flushes w before it waits for
+// more. length is how much will arrive, or -1 if that is not known.
 func (x *exchange) copyBuffered(w io.Writer, from io.Reader, length int64) error {
 	if length == 0 {
 		return nil
@@ -61,9 +61,14 @@ func (x *exchange) copyBuffered(w io.Writer, from io.Reader, length int64) error
 	buf := newBuffer()
 	defer buf.free()
 	flusher, _ := w.(interface{ Flush() })
+	read, ready := from.Read, func() bool { return false }
+	if body, ok := from.(partReader); ok {
+		read, ready = body.ReadPart, body.Ready
+	}
+	unsent := false
 	for much := length > smallBuffer; ; {
 		part := buf.get(much)
-		n, err := from.Read(part)
+		n, err := read(part)
 		if x.idle != nil {
 			x.idle.Reset(x.p.Timeouts.Idle)
 		}
@@ -75,20 +80,28 @@ func (x *exchange) copyBuffered(w io.Writer, from io.Reader, length int64) error
 				return err
 			}
 			x.download.Add(n)
+			unsent = true
 		}
 		if err == io.EOF {
 			return nil
 		}
-		if err != nil {
-			return err
-		}
-		if flusher != nil {
+		if flusher != nil && unsent && (err != nil || !ready()) {
 			x.writing.Store(true)
 			flusher.Flush()
 			x.writing.Store(false)
+			unsent = false
+		}
+		if err != nil {
+			return err
 		}
 		much = n > smallBuffer/2
 	}
+}
+
+// partReader is a body of http1.Client.
+type partReader interface {
+	ReadPart(p []byte) (n int, err error)
+	Ready() bool
 }
 
 // countingWriter counts what is written, for the record.

@@ -143,9 +143,10 @@ func (c *serverConn) CloseWrite() error {
 type framing struct {
 	// state parses the next part of a request. It returns how many bytes it has
 	// parsed, or -1 if they are invalid. nil stands for a request line.
-	state func(*framing, []byte) int
-	line  []byte // an incomplete line
-	left  int64  // of the body or of the chunk
+	state  func(*framing, []byte) int
+	lines  lineParser // of the head
+	left   int64      // of a body with a length
+	chunks chunks     // of another body
 
 	maxHead  int  // maximum length of a head
 	head     int  // length of the head so far
@@ -163,10 +164,6 @@ type framing struct {
 	upgrade                bool
 	expected               bool // something other than 100-continue
 }
-
-// maxLine is the maximum length of a line outside the head. Servers reject
-// longer ones anyway.
-const maxLine = 64 << 10
 
 // parse parses what the client sends. It returns how much of it is valid:
 // len(b), or the length up to the first error.
@@ -196,26 +193,12 @@ func (f *framing) reject(problem string) int {
 	return -1
 }
 
-// cutLine returns the next line of b without its end, and its length in b. If
-// the line is incomplete, it is stored and ok is false. n is -1 if it does not
-// end with CRLF (RFC 9112, section 2.2).
+// cutLine is lineParser.cut for a line of the head.
 func (f *framing) cutLine(b []byte) (line []byte, n int, ok bool) {
-	i := bytes.IndexByte(b, '\n')
-	if i < 0 {
-		if f.line = append(f.line, b...); len(f.line) > maxLine && !f.inHead {
-			return nil, f.reject("a line is too long"), false
-		}
-		return nil, len(b), false
+	if line, n, ok = f.lines.cut(b); n < 0 {
+		f.reject("a line does not end with CRLF")
 	}
-	line = b[:i]
-	if len(f.line) > 0 {
-		line = append(f.line, line...)
-		f.line = line[:0]
-	}
-	if end := len(line) - 1; end >= 0 && line[end] == '\r' {
-		return line[:end], i + 1, true
-	}
-	return nil, f.reject("a line does not end with CRLF"), false
+	return line, n, ok
 }
 
 // requestLine parses a request line (RFC 9112, section 3).
@@ -231,7 +214,7 @@ func (f *framing) requestLine(b []byte) int {
 		return f.reject("the request line is malformed")
 	}
 	*f = framing{
-		line: f.line, state: (*framing).field, inHead: true, http10: string(version) == "HTTP/1.0",
+		lines: f.lines, state: (*framing).field, inHead: true, http10: string(version) == "HTTP/1.0",
 		maxHead: f.maxHead, head: f.head,
 	}
 	if !f.http10 && string(version) != "HTTP/1.1" {
@@ -326,7 +309,7 @@ func (f *framing) endOfHead(n int) int {
 	case f.upgrade:
 		f.state = (*framing).otherProtocol
 	case f.codings > 0:
-		f.state = (*framing).chunkSize
+		f.state = (*framing).chunk
 	case f.length > 0:
 		f.state, f.left = (*framing).body, f.length
 	default:
@@ -346,55 +329,10 @@ func (f *framing) body(b []byte) int {
 	return int(n)
 }
 
-// chunkSize parses the line before a chunk (RFC 9112, section 7.1).
-func (f *framing) chunkSize(b []byte) int {
-	line, n, ok := f.cutLine(b)
-	if !ok {
-		return n
-	}
-	size, extension, _ := bytes.Cut(line, []byte(";"))
-	if f.left, ok = digits(bytes.TrimRight(size, " \t"), 16); !ok || !isFieldValue(extension) {
-		return -1
-	}
-	if f.state = (*framing).chunk; f.left == 0 {
-		f.state = (*framing).trailer
-	}
-	return n
-}
-
 func (f *framing) chunk(b []byte) int {
-	n := min(int64(len(b)), f.left)
-	if f.left -= n; f.left == 0 {
-		f.state = (*framing).chunkEnd
-	}
-	return int(n)
-}
-
-// chunkEnd parses the line end after a chunk.
-func (f *framing) chunkEnd(b []byte) int {
-	line, n, ok := f.cutLine(b)
-	switch {
-	case !ok:
-		return n
-	case len(line) > 0:
-		return -1
-	}
-	f.state = (*framing).chunkSize
-	return n
-}
-
-// trailer parses a line of the trailer, or the empty line after it.
-func (f *framing) trailer(b []byte) int {
-	line, n, ok := f.cutLine(b)
-	switch {
-	case !ok:
-		return n
-	case len(line) == 0:
+	n, _ := f.chunks.next(b)
+	if f.chunks.state == chunksDone {
 		f.state = nil
-		return n
-	}
-	if name, value, ok := bytes.Cut(line, []byte(":")); !ok || !isToken(name) || !isFieldValue(value) {
-		return -1
 	}
 	return n
 }

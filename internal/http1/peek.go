@@ -7,12 +7,12 @@ import (
 	"syscall"
 )
 
-// peek reads from an idle connection without waiting, before it is reused: the
-// upstream may have closed it, or sent data.
+// peek looks at a connection without waiting: the upstream may have closed it,
+// or sent data.
 type peek struct {
 	raw  syscall.RawConn       // nil if the connection does not offer it
-	read func(fd uintptr) bool // allocated once
-	err  error                 // of the last read
+	look func(fd uintptr) bool // allocated once
+	err  error                 // of the last look
 }
 
 func (p *peek) init(c net.Conn) {
@@ -25,20 +25,24 @@ func (p *peek) init(c net.Conn) {
 		return
 	}
 	p.raw = raw
-	p.read = func(fd uintptr) bool {
+	p.look = func(fd uintptr) bool {
 		var b [1]byte
-		_, p.err = syscall.Read(int(fd), b[:]) // a byte that it reads is lost: the connection is closed then
+		_, _, p.err = syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK)
 		return true
 	}
 }
 
-// quiet reports whether the connection is open and has no unread data.
+// quiet reports whether the connection is open and has no unread data. If it
+// cannot be looked at, it is not quiet.
 func (p *peek) quiet() bool {
 	if p.raw == nil {
 		return false
 	}
-	if err := p.raw.Read(p.read); err != nil {
+	if err := p.raw.Read(p.look); err != nil {
 		return false
 	}
 	return p.err == syscall.EAGAIN || p.err == syscall.EWOULDBLOCK
 }
+
+// known reports whether quiet can look at the connection.
+func (p *peek) known() bool { return p.raw != nil }

@@ -10,3 +10,4 @@ type peek struct{}
 
 func (*peek) init(net.Conn) {}
 func (*peek) quiet() bool   { return false }
+func (*peek) known() bool   { return false }

@@ -7,13 +7,12 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/http/httputil"
 	"net/textproto"
 	"strconv"
 	"strings"
 )
 
-// maxHead is the maximum size of a response head, and of a trailer.
+// maxHead is the maximum size of a response head.
 const maxHead = 256 << 10
 
 var errHead = errors.New("the head of the response is too long")
@@ -164,7 +163,7 @@ func (x *exchange) body(resp *http.Response) error {
 		resp.StatusCode == http.StatusNoContent, resp.StatusCode == http.StatusNotModified:
 		b.left = 0
 	case len(encoding) > 0:
-		b.left, b.chunks = -1, httputil.NewChunkedReader(x.conn.r)
+		b.left, b.chunks = -1, new(chunks)
 		resp.Trailer = announcedTrailer(h["Trailer"])
 	case len(lengths) == 0:
 		b.left, b.keep = -1, false // until the upstream closes the connection
@@ -223,13 +222,23 @@ func announcedTrailer(values []string) http.Header {
 type body struct {
 	x      *exchange
 	resp   *http.Response
-	keep   bool      // the connection can be reused afterwards
-	chunks io.Reader // nil if the body is not chunked
-	left   int64     // bytes that remain; -1 if the length is unknown
-	err    error     // returned by every further Read
+	keep   bool    // the connection can be reused afterwards
+	chunks *chunks // nil if the body is not chunked
+	left   int64   // bytes that remain; -1 if the length is unknown
+	err    error   // returned by every further Read
 }
 
 func (b *body) Read(p []byte) (int, error) {
+	for {
+		if n, err := b.ReadPart(p); n > 0 || err != nil || len(p) == 0 {
+			return n, err
+		}
+	}
+}
+
+// ReadPart is Read, but waits only once. It returns 0 and no error if what has
+// arrived by then contains no data, such as the end of a chunk.
+func (b *body) ReadPart(p []byte) (int, error) {
 	if b.err != nil {
 		return 0, b.err
 	}
@@ -250,11 +259,11 @@ func (b *body) Read(p []byte) (int, error) {
 func (b *body) read(p []byte) (int, error) {
 	switch {
 	case b.chunks != nil:
-		n, err := b.chunks.Read(p)
+		n, err := b.x.conn.r.Read(p)
 		if err == io.EOF {
-			err = b.readTrailer()
+			err = io.ErrUnexpectedEOF
 		}
-		return n, err
+		return b.decode(p[:n], err)
 	case b.left < 0:
 		return b.x.conn.r.Read(p)
 	}
@@ -271,24 +280,48 @@ func (b *body) read(p []byte) (int, error) {
 	return n, err
 }
 
+// decode replaces what has arrived of a chunked body by the data in it, and
+// returns the length of that. err is the error of reading it.
+func (b *body) decode(p []byte, err error) (int, error) {
+	length := 0
+	for at := 0; at < len(p); {
+		if b.chunks.state == chunksDone {
+			b.keep = false // the rest belongs to no response
+			break
+		}
+		n, data := b.chunks.next(p[at:])
+		if n < 0 {
+			return length, errors.New("the chunks of the response are malformed")
+		}
+		if data {
+			length += copy(p[length:], p[at:at+n])
+		}
+		at += n
+	}
+	if b.chunks.state != chunksDone {
+		return length, err
+	}
+	if len(b.chunks.trailer) > 0 {
+		if b.resp.Trailer, err = parseFields(string(b.chunks.trailer)); err != nil {
+			return length, err
+		}
+	}
+	return length, io.EOF
+}
+
 // Arrived reports whether the rest of the body is buffered, so that reading it
 // does not block.
 func (b *body) Arrived() bool {
 	return b.err == nil && b.chunks == nil && b.left >= 0 && int64(b.x.conn.r.Buffered()) >= b.left
 }
 
-// readTrailer reads the trailer after the last chunk and returns io.EOF.
-func (b *body) readTrailer() error {
-	text, err := readLines(b.x.conn.r)
-	if err != nil {
-		return err
+// Ready reports whether the next Read is known to return without waiting. It is
+// not known with TLS.
+func (b *body) Ready() bool {
+	if b.err != nil || b.x.conn.r.Buffered() > 0 {
+		return true
 	}
-	if text != "" {
-		if b.resp.Trailer, err = parseFields(text); err != nil {
-			return err
-		}
-	}
-	return io.EOF
+	return b.x.conn.secure == nil && b.x.conn.peek.known() && !b.x.conn.peek.quiet()
 }
 
 // Close ends the exchange. It does not wait for the rest of the body.
