@@ -23,6 +23,7 @@ import (
 	"log"
 	"os"
 	"os/signal"
+	"regexp"
 	"syscall"
 	"time"
 
@@ -34,6 +35,8 @@ type options struct {
 	measure time.Duration
 	streams int
 	only    string
+	rows    *regexp.Regexp // of cells; nil: all
+	before  string         // another program of ours; empty: none
 	envoy   string
 }
 
@@ -46,8 +49,14 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 5, "how many `rounds` to take the medians of")
 	flag.DurationVar(&o.measure, "time", 600*time.Millisecond,
 		"how `long` to measure each system in each cell in a round")
-	flag.IntVar(&o.streams, "streams", 10_000, "how many idle event `streams` to open, if as many files can be open")
+	flag.IntVar(&o.streams, "streams", 10_000, "how many idle event `streams` to open at most; 0 omits them")
 	flag.StringVar(&o.only, "only", "", "`names` of systems, with commas between; all by default")
+	flag.Func("rows", "a regular `expression` for the kinds of load, such as '1 KB response, (1|32) '; all by default",
+		func(text string) (err error) {
+			o.rows, err = regexp.Compile(text)
+			return err
+		})
+	flag.StringVar(&o.before, "before", "", "another cloakroom `program`, to compare with: an earlier version")
 	flag.StringVar(&o.envoy, "envoy", "envoy", "the `program` that is Envoy; make bench-setup installs one")
 	out := flag.String("o", "", "the Markdown `file` to write the tables into; they are printed in any case")
 	flag.Parse()
@@ -78,7 +87,10 @@ type cell struct {
 	connections int
 }
 
-func cells() []cell {
+func (c cell) String() string { return fmt.Sprintf("%s, %d connections", c.name, c.connections) }
+
+// cells returns the kinds of load that rows matches.
+func cells(rows *regexp.Regexp) []cell {
 	var all []cell
 	for _, kind := range []cell{
 		{name: "1 KB response", path: "/api/1024", answer: 1024},
@@ -87,8 +99,10 @@ func cells() []cell {
 		{name: "64 KB response", path: "/api/65536", answer: 64 << 10},
 		{name: "1 MB upload", path: "/api/2", upload: 1 << 20, answer: 2},
 	} {
-		for _, kind.connections = range []int{1, 4, 8, 32} {
-			all = append(all, kind)
+		for _, kind.connections = range []int{1, 4, 32, 256} {
+			if rows == nil || rows.MatchString(kind.String()) {
+				all = append(all, kind)
+			}
 		}
 	}
 	return all
@@ -103,17 +117,17 @@ func run(ctx context.Context, o options) (string, error) {
 	results := make(benchtable.Results)
 	for round := range o.rounds {
 		log.Printf("round %d of %d", round+1, o.rounds)
-		for _, c := range cells() {
+		for _, c := range cells(o.rows) {
 			for _, s := range rig.systems {
 				if err := s.measure(ctx, c, o.measure, results); err != nil {
-					return "", fmt.Errorf("%s, %s, %d connections: %w", s.name, c.name, c.connections, err)
+					return "", fmt.Errorf("%s, %v: %w", s.name, c, err)
 				}
 			}
 		}
 	}
 	streams := min(o.streams, openFiles()*2/5) // each needs two, and some connections are idle
 	for _, s := range rig.systems {
-		if !s.streams {
+		if !s.streams || streams == 0 {
 			continue
 		}
 		log.Printf("%d streams through %s", streams, s.name)
@@ -121,7 +135,7 @@ func run(ctx context.Context, o options) (string, error) {
 			return "", fmt.Errorf("streams through %s: %w", s.name, err)
 		}
 	}
-	return rig.tables(results, streams), nil
+	return rig.tables(results, cells(o.rows), streams), nil
 }
 
 func openFiles() int {

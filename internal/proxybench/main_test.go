@@ -39,7 +39,7 @@ func TestBenchmarkRuns(t *testing.T) {
 	}
 	text := string(written)
 	if strings.Contains(text, "old") || !strings.HasSuffix(text, end+"\nThe rest.\n") ||
-		strings.Count(text, "| **"+ours+"** |") != len(cells()) || !strings.Contains(text, "event stream, of 20 |") {
+		strings.Count(text, "| **"+ours+"** |") != len(cells(nil)) || !strings.Contains(text, "event stream, of 20 |") {
 		t.Errorf("got\n%s", text)
 	}
 }

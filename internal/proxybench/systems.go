@@ -63,6 +63,7 @@ const (
 	envoyOAuth = "Envoy, oauth2 filter"
 	apache     = "mod_auth_openidc"
 	ours       = "Cloakroom"
+	older      = "Cloakroom before"
 	user       = "alice"
 	clientName = "bench"
 )
@@ -98,6 +99,7 @@ func newRig(ctx context.Context, o options) (*rig, error) {
 		start func(*system) error
 	}{
 		{ours, r.startOurs},
+		{older, func(s *system) error { return r.startBroker(s, o.before) }},
 		{direct, func(s *system) error { s.addr = r.upstream; return nil }},
 		{bare, func(s *system) (err error) {
 			s.streams = true
@@ -110,7 +112,7 @@ func newRig(ctx context.Context, o options) (*rig, error) {
 		{envoyOAuth, r.startEnvoyOAuth},
 		{apache, r.startApache},
 	} {
-		if !wanted(s.name) {
+		if !wanted(s.name) || s.name == older && o.before == "" {
 			continue
 		}
 		system := &system{name: s.name, addr: freeAddr()}
@@ -327,20 +329,25 @@ ProxyPass %[11]s http://%[10]s%[11]s`, modules.String(), r.dir, s.addr, r.issuer
 	return err
 }
 
-// startOurs builds and starts the broker as it is shipped: with sessions in
-// Redis, the CSRF check, and a line in the log for each request.
+// startOurs builds the broker as it is shipped, and starts it.
 func (r *rig) startOurs(s *system) (err error) {
-	app := "http://" + s.host
-	secret, err := r.register(app + "/bff/callback")
-	if err != nil {
-		return err
-	}
 	program := filepath.Join(r.dir, "cloakroom")
 	build := exec.CommandContext(r.ctx, "go", "build", "-trimpath", "-o", program,
 		"github.com/cloakroom-bff/cloakroom/cmd/cloakroom")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("%w\n%s", err, out)
+	}
+	return r.startBroker(s, program)
+}
+
+// startBroker starts a broker: with sessions in Redis, the CSRF check, and a
+// line in the log for each request.
+func (r *rig) startBroker(s *system, program string) error {
+	app := "http://" + s.host
+	secret, err := r.register(app + "/bff/callback")
+	if err != nil {
+		return err
 	}
 	key := make([]byte, 32)
 	rand.Read(key)

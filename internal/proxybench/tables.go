@@ -33,7 +33,7 @@ for most requests, and it sent fewer headers. The ratios were too good for Cloak
 `
 
 // tables returns the section with the medians.
-func (r *rig) tables(results benchtable.Results, streams int) string {
+func (r *rig) tables(results benchtable.Results, cells []cell, streams int) string {
 	var t strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&t, format+"\n", args...) }
 	line("## The proxy\n")
@@ -42,19 +42,19 @@ func (r *rig) tables(results benchtable.Results, streams int) string {
 	line("- Go %s, %s, %s, %s, %s,\n  %s", strings.TrimPrefix(runtime.Version(), "go"), version("nginx", "-v"),
 		envoyVersion(r.envoy),
 		version("apache2", "-v"), installed("libapache2-mod-auth-openidc"), version("redis-server", "--version"))
-	rounds := len(results[r.systems[0].key(cells()[0])+" rate"])
+	rounds := len(results[r.systems[0].key(cells[0])+" rate"])
 	line("- measured by `make bench` on %s, in one run: medians of %d rounds. Each round measures each\n"+
 		"  system once in each row.", time.Now().Format(time.DateOnly), rounds)
 	line("%s", about)
-	for _, kind := range cells() {
-		if kind.connections != 1 {
+	for i, kind := range cells {
+		if i > 0 && kind.name == cells[i-1].name {
 			continue
 		}
 		line("### %s\n", kind.name)
 		line("| connections | system | requests per second | p50 | p99 | CPU per request | relative to ReverseProxy " +
 			"| relative to nginx |")
 		line("|--:|---|--:|--:|--:|--:|--:|--:|")
-		for _, c := range cells() {
+		for _, c := range cells {
 			if c.name != kind.name {
 				continue
 			}
@@ -92,7 +92,7 @@ func (r *rig) tables(results benchtable.Results, streams int) string {
 			continue
 		}
 		stream := ""
-		if s.streams {
+		if s.streams && streams > 0 {
 			stream = fmt.Sprintf("%.1f KB", results.Median(s.name+" stream"))
 		}
 		line("| %s | %.0f MB | %s |", s.name, results.Median(s.name+" peak")/1024, stream)
