@@ -36,6 +36,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff/oidc"
 	"github.com/cloakroom-bff/cloakroom/internal/configerr"
+	"github.com/cloakroom-bff/cloakroom/internal/http1"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
@@ -171,6 +172,7 @@ type Server struct {
 	conns          connections        // of the listeners
 	memory         memory             // of the process
 	checks         checks             // of requests on them
+	plain          http1.Server       // of plain requests; set by Run
 	served         sync.Map           // :: net.Conn → *idleTime; of the listeners, without streams
 
 	started chan struct{} // closed when Run has begun
@@ -202,7 +204,7 @@ func New(cfg Config) (*Server, error) {
 	s.conns.log, s.conns.memory, s.conns.userTimeout = cfg.Logger, &s.memory, userTimeout
 	s.storeOutage.log = cfg.Logger
 	s.checks = checks{
-		http2: true,
+		ofRun: true,
 		log:   cfg.Logger, headerBytes: a.limits.HeaderBytes, largeHeaders: new(refusals), memory: &s.memory,
 	}
 	a.attach(s)

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -31,6 +30,7 @@ type app struct {
 	echo     *brokertest.Echo
 	store    *faultyStore
 	server   *bff.Server
+	embedded bool         // another http.Server serves it; set by edit
 	stop     func() error // ends Server.Run, and returns its error
 	logs     *buffer
 	adminURL string // of Server.Admin, set by admin
@@ -82,13 +82,15 @@ func newAppWith(t *testing.T, provider func(*devidp.Config), edit func(*app, *bf
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := httptest.NewUnstartedServer(a.server)
-	s.Listener.Close()
-	s.Listener = l
-	s.Start()
-	a.stop = run(t, a.server)
+	if a.embedded {
+		s := &http.Server{Handler: a.server}
+		go s.Serve(l) // until Close
+		t.Cleanup(func() { s.Close() })
+		a.stop = run(t, a.server)
+	} else {
+		a.stop = run(t, a.server, l)
+	}
 	t.Cleanup(func() {
-		s.Close()
 		if err := a.stop(); err != nil {
 			t.Error(err)
 		}
@@ -100,13 +102,13 @@ func newAppWith(t *testing.T, provider func(*devidp.Config), edit func(*app, *bf
 	return a
 }
 
-// run runs a server that another http.Server serves, until stop is called or
-// the test ends.
-func run(t testing.TB, server *bff.Server) (stop func() error) {
+// run runs a server until stop is called or the test ends. Without listeners,
+// another http.Server serves it.
+func run(t testing.TB, server *bff.Server, listeners ...net.Listener) (stop func() error) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	result := make(chan error, 1)
-	go func() { result <- server.Run(ctx) }() // until stop
+	go func() { result <- server.Run(ctx, listeners...) }() // until stop
 	stop = sync.OnceValue(func() error {
 		cancel()
 		return <-result

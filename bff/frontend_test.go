@@ -280,7 +280,10 @@ func TestCDNSetsNoCookies(t *testing.T) {
 func TestCDNLearnsNothingAboutTheClient(t *testing.T) {
 	t.Parallel()
 	files := brokertest.NewEcho(t)
-	a := frontendApp(t, files.URL, isCDN)
+	a := newApp(t, func(a *app, cfg *bff.Config) {
+		a.embedded = true // the listeners of Run refuse an Upgrade with a body
+		cfg.FrontendServer = &bff.FrontendServer{URL: files.URL}
+	})
 	b := a.signedIn()
 	got := echoed(t, b.Do("GET", "/assets/app.js?v=2", "a body", "Accept", "*/*", "Accept-Encoding", "br",
 		"If-None-Match", `"x"`, "Range", "bytes=0-4", "Connection", "close, X-Own",

@@ -36,7 +36,9 @@ func NewListener(l net.Listener, cfg *tls.Config, log *slog.Logger) net.Listener
 
 // checks are the checks of requests on a connection.
 type checks struct {
-	http2        bool // connections with HTTP/2 are *http2Conn, for which http.Server needs UnencryptedHTTP2
+	// ofRun: connections with HTTP/2 are *http2Conn, for which http.Server needs
+	// UnencryptedHTTP2, and the others have no checks yet.
+	ofRun        bool
 	log          *slog.Logger
 	headerBytes  int       // maximum size of a header, with the request line
 	largeHeaders *refusals // larger ones
@@ -65,6 +67,9 @@ func (l plainListener) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
+	}
+	if l.checks.ofRun {
+		return c, nil
 	}
 	return l.checks.serverConn(c), nil
 }
@@ -149,11 +154,11 @@ func (l *tlsListener) shake(raw net.Conn) {
 		return
 	}
 	ready := net.Conn(c)
-	switch {
-	case c.ConnectionState().NegotiatedProtocol != "h2":
-		ready = l.checks.serverConn(c)
-	case l.checks.http2:
+	switch isHTTP2 := c.ConnectionState().NegotiatedProtocol == "h2"; {
+	case isHTTP2 && l.checks.ofRun:
 		ready = newHTTP2Conn(c, l.checks)
+	case !isHTTP2 && !l.checks.ofRun:
+		ready = l.checks.serverConn(c)
 	}
 	select {
 	case l.ready <- ready:

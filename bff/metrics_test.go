@@ -499,6 +499,7 @@ func TestCertificatesHaveTheirTimeToExpiry(t *testing.T) {
 	a := newAppWith(t, func(c *devidp.Config) {
 		c.Clients[0].Certificate, c.Clients[0].Secret = cert.Leaf, ""
 	}, func(a *app, cfg *bff.Config) {
+		a.embedded = true // without TLS
 		cfg.Provider.ClientSecret, cfg.Provider.ClientAuth = "", "self_signed_tls_client_auth"
 		cfg.Provider.ClientCertificate, cfg.Provider.RootCAs = cert, a.provider.Roots
 		cfg.TLS = &tls.Config{Certificates: []tls.Certificate{own}}

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/cloakroom-bff/cloakroom/internal/http1"
 )
 
 // Run serves the listeners until ctx ends, and then shuts down. It closes them.
@@ -49,8 +51,8 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 			// begun. The smallest maximum of RFC 9113 (section 4.2).
 			MaxReadFrameSize: 16 << 10,
 		},
-		// Of *http2Conn. The preface on another connection is refused by
-		// http1.ServerConn.
+		// Of *http2Conn. The preface on another connection is refused by the
+		// checks of HTTP/1.1.
 		Protocols: new(http.Protocols),
 		ErrorLog:  slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 		ConnState: s.trackConnection,
@@ -59,19 +61,30 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 	}
 	server.Protocols.SetHTTP1(true)
 	server.Protocols.SetUnencryptedHTTP2(true)
+	other := newHandedOver()
+	s.plain = http1.Server{
+		HTTP: server, MaxHead: s.checks.headerBytes, Check: s.checks.serverConn, HandOver: other.put,
+		Requested: s.conns.requested,
+	}
 	group, serving := errgroup.WithContext(ctx)
 	if err := s.start(serving); err != nil {
 		return err
 	}
 	for _, l := range listeners {
 		group.Go(func() error { // until the shutdown
-			err := server.Serve(newListener(&limitedListener{l, &s.conns}, s.tls, &s.checks))
-			if s.stopping() && (errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed)) {
+			err := s.serveListener(newListener(&limitedListener{l, &s.conns}, s.tls, &s.checks), other)
+			if s.stopping() && errors.Is(err, net.ErrClosed) {
 				return nil
 			}
 			return fmt.Errorf("serve %s: %w", l.Addr(), err)
 		})
 	}
+	group.Go(func() error { // until the shutdown
+		if err := server.Serve(other); !s.stopping() {
+			return fmt.Errorf("serve: %w", err)
+		}
+		return nil
+	})
 	s.state.Store(int32(stateReady))
 	group.Go(func() error {
 		<-serving.Done() // ctx has ended, or a listener failed
@@ -79,6 +92,59 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 	})
 	return group.Wait()
 }
+
+// serveListener serves a listener until it fails or is closed.
+func (s *Server) serveListener(l net.Listener, other *handedOver) error {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		if _, ok := c.(*http2Conn); ok {
+			other.put(c)
+			continue
+		}
+		go s.plain.Serve(c) // until it is closed, or has a request for net/http
+	}
+}
+
+// handedOver is a net.Listener that accepts the connections that it is given.
+type handedOver struct {
+	conns  chan net.Conn
+	closed chan struct{}
+	close  func()
+}
+
+func newHandedOver() *handedOver {
+	h := &handedOver{conns: make(chan net.Conn), closed: make(chan struct{})}
+	h.close = sync.OnceFunc(func() { close(h.closed) })
+	return h
+}
+
+// put has a connection accepted. It closes it if the listener is closed.
+func (h *handedOver) put(c net.Conn) {
+	select {
+	case h.conns <- c:
+	case <-h.closed:
+		c.Close()
+	}
+}
+
+func (h *handedOver) Accept() (net.Conn, error) {
+	select {
+	case c := <-h.conns:
+		return c, nil
+	case <-h.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (h *handedOver) Close() error {
+	h.close()
+	return nil
+}
+
+func (h *handedOver) Addr() net.Addr { return &net.TCPAddr{} }
 
 // maxStreams is the maximum number of requests in flight of one connection in
 // HTTP/2. A client queues those beyond it.
@@ -205,6 +271,7 @@ func (s *Server) shutdown(server *http.Server, listeners []net.Listener) error {
 	if err != nil {
 		s.log.Warn("requests still open after the grace period are aborted", "err", err)
 		server.Close()
+		s.plain.CloseIdle(-1)
 	}
 	defer time.AfterFunc(closeGrace, s.stopAwaiting).Stop()
 	err = a.close(s.closing)
@@ -235,7 +302,11 @@ func (s *Server) awaitConnections(ctx context.Context) {
 			}
 			return true
 		})
-		if !open {
+		idle := idleGrace
+		if time.Since(begun) < idleGrace {
+			idle = time.Hour // closes none
+		}
+		if s.plain.CloseIdle(idle) == 0 && !open {
 			return
 		}
 		select {

@@ -50,6 +50,7 @@ var errOverloaded = errors.New("the server is overloaded")
 
 type serverConn struct {
 	net.Conn
+	unread     []byte // was read from Conn before
 	framing    framing
 	overloaded func() bool
 	refused    func(status int, cause string)
@@ -76,7 +77,10 @@ func (c *serverConn) Read(p []byte) (int, error) {
 		c.broken = c.broken[n:]
 		return n, nil
 	}
-	n, err := c.Conn.Read(p)
+	n, err := copy(p, c.unread), error(nil)
+	if c.unread = c.unread[n:]; n == 0 {
+		n, err = c.Conn.Read(p)
+	}
 	good := c.framing.parse(p[:n])
 	if c.framing.inHead && c.framing.head > overloadedHead && c.overloaded != nil && c.overloaded() {
 		c.refused(http.StatusServiceUnavailable, errOverloaded.Error())

@@ -1,0 +1,354 @@
+package http1
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Server serves plain requests in HTTP/1.1 (see parsePlain) on one goroutine
+// for each connection. A connection with any other request goes to net/http,
+// from that request on. To a handler it makes no difference, except that a
+// client that leaves is noticed up to 0.2 seconds later.
+type Server struct {
+	// HTTP serves the other requests. Its Handler, IdleTimeout and
+	// ReadHeaderTimeout also apply to plain requests. Its ErrorLog gets panics,
+	// and is not nil.
+	HTTP *http.Server
+	// MaxHead is the maximum size of a head, in bytes. HTTP refuses larger
+	// ones.
+	MaxHead int
+	// Check returns a connection of ServerConn that reads from c.
+	Check func(c net.Conn) net.Conn
+	// HandOver gives a connection of Check to HTTP.
+	HandOver func(c net.Conn)
+	// Requested is called with the first request of a connection.
+	Requested func(c net.Conn)
+
+	mu       sync.Mutex // guards all below
+	conns    map[*serving]struct{}
+	sweeping bool // a timer is going to call sweep
+}
+
+const (
+	sweepInterval = 100 * time.Millisecond
+	// lingerTime is how long a client that still sends may take to read the
+	// last response before its connection is reset.
+	lingerTime = 500 * time.Millisecond
+)
+
+// serving is a connection while Server has it.
+type serving struct {
+	server *Server
+	conn   net.Conn
+	secure *tls.ConnectionState // nil without TLS
+	base   context.Context      // of the requests
+	remote string
+
+	unread []byte // a part of small, or of a larger buffer
+	small  [2 << 10]byte
+
+	asked atomic.Bool // for the first request
+	ended atomic.Bool // hijacked
+	// state is when the connection became idle, in Unix nanoseconds. It is
+	// negative while a request is served: the time when that began, as -t.
+	state atomic.Int64
+
+	mu       sync.Mutex    // guards all below
+	cancel   func()        // of the request that is served; nil: there is none
+	body     *requestBody  // of that; nil: none
+	watching chan struct{} // closed when watch has ended; nil: it does not run
+}
+
+// Serve serves a connection until it is closed, hijacked or handed over.
+func (s *Server) Serve(c net.Conn) {
+	x := &serving{server: s, conn: c, remote: c.RemoteAddr().String()}
+	if secure, ok := c.(*tls.Conn); ok {
+		x.secure = new(secure.ConnectionState())
+	}
+	x.base = context.WithValue(context.WithValue(context.Background(), http.ServerContextKey, s.HTTP),
+		http.LocalAddrContextKey, c.LocalAddr())
+	remove, keep := s.add(x), false
+	defer func() {
+		remove()
+		if !keep {
+			c.Close()
+		}
+	}()
+	for {
+		req := new(http.Request)
+		n, err := x.readHead(req)
+		if err != nil {
+			return
+		}
+		if n < 0 {
+			keep = true
+			checked := s.Check(c)
+			checked.(*serverConn).unread = bytes.Clone(x.unread)
+			s.HandOver(checked)
+			return
+		}
+		if !x.asked.Swap(true) {
+			s.Requested(c)
+		}
+		x.unread = x.unread[n:]
+		again, hijacked := x.serve(req)
+		if keep = hijacked; !again {
+			return
+		}
+	}
+}
+
+// readHead waits for a request and parses its head. It returns the length of
+// that, or -1 if the request is not plain.
+func (x *serving) readHead(req *http.Request) (int, error) {
+	x.state.Store(time.Now().UnixNano())
+	limited := false
+	defer func() {
+		if limited {
+			x.conn.SetReadDeadline(time.Time{})
+		}
+	}()
+	for {
+		if len(x.unread) > 0 {
+			if n := parsePlain(req, x.unread); n > x.server.MaxHead {
+				return -1, nil
+			} else if n != 0 {
+				return n, nil
+			}
+			if !limited {
+				limited = true
+				x.conn.SetReadDeadline(time.Now().Add(x.server.HTTP.ReadHeaderTimeout))
+			}
+		}
+		if err := x.fill(); err == io.EOF && len(x.unread) > 0 {
+			return -1, nil // net/http responds
+		} else if err != nil {
+			return 0, err
+		}
+	}
+}
+
+// fill reads more.
+func (x *serving) fill() error {
+	switch n := len(x.unread); {
+	case n == 0:
+		x.unread = x.small[:0]
+	case n >= maxPlainHead:
+		return io.ErrShortBuffer
+	case n == cap(x.unread):
+		x.unread = append(make([]byte, 0, maxPlainHead), x.unread...)
+	}
+	n, err := x.conn.Read(x.unread[len(x.unread):cap(x.unread)])
+	x.unread = x.unread[:len(x.unread)+n]
+	if n > 0 {
+		return nil
+	}
+	return cmp.Or(err, io.ErrNoProgress)
+}
+
+// serve calls the handler and finishes the response. again reports whether the
+// connection can have another request.
+func (x *serving) serve(req *http.Request) (again, hijacked bool) {
+	x.state.Store(-time.Now().UnixNano())
+	ctx, cancel := context.WithCancel(x.base)
+	defer cancel()
+	req.RemoteAddr, req.TLS, req.Body = x.remote, x.secure, http.NoBody
+	w := &responseWriter{x: x}
+	if req.ContentLength > 0 {
+		w.body = &requestBody{x: x, left: req.ContentLength}
+		req.Body = w.body
+	}
+	req = req.WithContext(ctx)
+	w.req = req
+	x.mu.Lock()
+	x.cancel, x.body = cancel, w.body
+	x.mu.Unlock()
+	completed := x.call(w, req)
+	hijacked = x.stopWatching()
+	completed = completed && !hijacked && w.finish()
+	w.free()
+	if !completed {
+		return false, hijacked
+	}
+	if w.readDeadline.Load() {
+		x.conn.SetReadDeadline(time.Time{})
+	}
+	if w.writeDeadline.Load() {
+		x.conn.SetWriteDeadline(time.Time{})
+	}
+	if w.closing {
+		if !w.body.complete() || len(x.unread) > 0 {
+			x.linger()
+		}
+		return false, false
+	}
+	return true, false
+}
+
+// call calls the handler. It returns false if that has panicked.
+func (x *serving) call(w *responseWriter, req *http.Request) (completed bool) {
+	defer func() {
+		cause := recover()
+		if cause == nil {
+			return
+		}
+		if completed = false; cause != http.ErrAbortHandler {
+			x.server.HTTP.ErrorLog.Printf("http: panic serving %v: %v\n%s", x.remote, cause, debug.Stack())
+		}
+	}()
+	x.server.HTTP.Handler.ServeHTTP(w, req)
+	return true
+}
+
+// linger lets the client read the last response although it still sends: to
+// close a connection with unread data resets it.
+func (x *serving) linger() {
+	half, ok := x.conn.(interface{ CloseWrite() error })
+	if !ok || half.CloseWrite() != nil {
+		return
+	}
+	x.conn.SetReadDeadline(time.Now().Add(lingerTime))
+	io.Copy(io.Discard, io.LimitReader(x.conn, maxPlainBody))
+}
+
+// watch notices that the client leaves while its request is served. What it
+// sends is kept. It runs from when the request has taken a while.
+func (x *serving) watch(done chan struct{}) {
+	defer close(done)
+	for {
+		if err := x.fill(); errors.Is(err, os.ErrDeadlineExceeded) || err == io.ErrShortBuffer {
+			return
+		} else if err != nil {
+			x.cancelRequest()
+			return
+		}
+	}
+}
+
+func (x *serving) cancelRequest() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.cancel != nil {
+		x.cancel()
+	}
+}
+
+// stopWatching ends watch, and reports whether the connection was hijacked.
+func (x *serving) stopWatching() (hijacked bool) {
+	x.mu.Lock()
+	x.cancel, x.body = nil, nil
+	hijacked, watching := x.ended.Load(), x.watching
+	x.watching = nil
+	x.mu.Unlock()
+	if watching != nil && !hijacked {
+		x.interrupt(watching)
+	}
+	return hijacked
+}
+
+// interrupt ends watch, which may wait for the client.
+func (x *serving) interrupt(watching chan struct{}) {
+	x.conn.SetReadDeadline(time.Unix(1, 0))
+	<-watching
+	x.conn.SetReadDeadline(time.Time{})
+}
+
+// add registers a connection. remove takes that back.
+func (s *Server) add(x *serving) (remove func()) {
+	x.state.Store(time.Now().UnixNano())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conns == nil {
+		s.conns = make(map[*serving]struct{})
+	}
+	s.conns[x] = struct{}{}
+	if !s.sweeping {
+		s.sweeping = true
+		time.AfterFunc(sweepInterval, s.sweep)
+	}
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.conns, x)
+	}
+}
+
+// sweep closes connections that have been idle for too long, and watches those
+// whose request takes a while. It calls itself again while there are any.
+func (s *Server) sweep() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now().UnixNano()
+	for x := range s.conns {
+		timeout := s.HTTP.IdleTimeout
+		if !x.asked.Load() {
+			timeout = s.HTTP.ReadHeaderTimeout
+		}
+		switch state := x.state.Load(); {
+		case state < 0 && now+state >= int64(sweepInterval):
+			x.startWatching(state)
+		case state > 0 && now-state >= int64(timeout):
+			go x.conn.Close() // with TLS it may take a while
+		}
+	}
+	if s.sweeping = len(s.conns) > 0; s.sweeping {
+		time.AfterFunc(sweepInterval, s.sweep)
+	}
+}
+
+// startWatching starts watch for the request that is served, if its body has
+// been read.
+func (x *serving) startWatching(state int64) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.cancel == nil || x.ended.Load() || x.watching != nil || x.state.Load() != state || !x.body.complete() {
+		return
+	}
+	x.watching = make(chan struct{})
+	go x.watch(x.watching) // until stopWatching
+}
+
+// CloseIdle closes the connections that have been idle for a time, and returns
+// the number of the others. With a negative time it closes all.
+func (s *Server) CloseIdle(idle time.Duration) (open int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now().UnixNano()
+	for x := range s.conns {
+		if state := x.state.Load(); idle < 0 || state > 0 && now-state >= int64(idle) {
+			go x.conn.Close() // with TLS it may take a while
+			continue
+		}
+		open++
+	}
+	return open
+}
+
+// hijack ends the serving of the connection, which is the caller's then.
+func (x *serving) hijack() (net.Conn, *bufio.ReadWriter, error) {
+	x.mu.Lock()
+	if x.ended.Load() || x.cancel == nil {
+		x.mu.Unlock()
+		return nil, nil, http.ErrHijacked
+	}
+	x.ended.Store(true)
+	watching := x.watching
+	x.mu.Unlock()
+	if watching != nil {
+		x.interrupt(watching)
+	}
+	rest := io.MultiReader(bytes.NewReader(bytes.Clone(x.unread)), x.conn)
+	return x.conn, bufio.NewReadWriter(bufio.NewReader(rest), bufio.NewWriter(x.conn)), nil
+}
