@@ -25,7 +25,7 @@ func (s *logSettings) apply(l *config.Log) {
 // handler returns the handler of lines that are written to w.
 func (s *logSettings) handler(w io.Writer) slog.Handler {
 	opts := &slog.HandlerOptions{Level: &s.level}
-	return &switchedHandler{&s.text, slog.NewTextHandler(w, opts), slog.NewJSONHandler(w, opts)}
+	return &switchedHandler{&s.text, slog.NewTextHandler(w, opts), newJSONHandler(w, opts)}
 }
 
 // switchedHandler is the handler text if isText is set, otherwise json.

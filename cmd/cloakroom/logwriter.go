@@ -11,6 +11,9 @@ import (
 // logBuffer is the maximum number of bytes that wait for a slow reader.
 const logBuffer = 4 << 20
 
+// logPause is how long a line waits for others.
+const logPause = 2 * time.Millisecond
+
 // droppedLines counts the log lines of this process that were dropped.
 var droppedLines atomic.Uint64
 
@@ -68,6 +71,11 @@ func (w *logWriter) run() {
 		w.mu.Lock()
 		for len(w.buf) == 0 && !w.closed {
 			w.wake.Wait()
+		}
+		if !w.closed { // several lines in one write
+			w.mu.Unlock()
+			time.Sleep(logPause)
+			w.mu.Lock()
 		}
 		if len(w.buf) == 0 {
 			w.ended = true
