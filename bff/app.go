@@ -20,6 +20,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff/oidc"
 	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/bff/proxy"
+	"github.com/cloakroom-bff/cloakroom/internal/cancel"
 	"github.com/cloakroom-bff/cloakroom/internal/pace"
 	"github.com/cloakroom-bff/cloakroom/internal/urlpath"
 	"github.com/cloakroom-bff/cloakroom/session"
@@ -236,7 +237,7 @@ func (a *app) handle(rw http.ResponseWriter, r *http.Request, serve func(*respon
 	if a.tracer != nil {
 		r = a.startSpan(w, r)
 	}
-	if len(r.Header["Cookie"]) > 0 {
+	if len(r.Header["Cookie"]) > 0 && !cancel.SetValue(r.Context(), responseKey{}, w) {
 		r = r.WithContext(context.WithValue(r.Context(), responseKey{}, w)) // for cookieRefused and observe
 	}
 	defer func() { // also if the proxy aborts a response

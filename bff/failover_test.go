@@ -259,7 +259,7 @@ func TestCrashedAddressIsUsedAfterItsRestart(t *testing.T) {
 
 func TestStalledAddressIsSkippedUntilItResponds(t *testing.T) {
 	t.Parallel()
-	_, b, one, two := newPair(t, func(r *bff.Route) { r.Timeouts.ResponseHeader = 200 * time.Millisecond })
+	_, b, one, two := newPair(t, func(r *bff.Route) { r.Timeouts.ResponseHeader = time.Second })
 	wantFrom(t, b, one, two)
 	one.signal(syscall.SIGSTOP)
 	defer one.signal(syscall.SIGCONT)

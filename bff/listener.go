@@ -36,8 +36,8 @@ func NewListener(l net.Listener, cfg *tls.Config, log *slog.Logger) net.Listener
 
 // checks are the checks of requests on a connection.
 type checks struct {
-	// ofRun: connections with HTTP/2 are *http2Conn, for which http.Server needs
-	// UnencryptedHTTP2, and the others have no checks yet.
+	// ofRun: connections with HTTP/2 are *http2Conn, for which http.Server
+	// needs UnencryptedHTTP2, and the others have no checks yet.
 	ofRun        bool
 	log          *slog.Logger
 	headerBytes  int       // maximum size of a header, with the request line

@@ -16,6 +16,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/cloakroom-bff/cloakroom/bff/problem"
+	"github.com/cloakroom-bff/cloakroom/internal/cancel"
 	"github.com/cloakroom-bff/cloakroom/internal/dpop"
 	"github.com/cloakroom-bff/cloakroom/internal/pace"
 	"github.com/cloakroom-bff/cloakroom/internal/span"
@@ -32,7 +33,7 @@ type exchange struct {
 	credential Credential // nil: none
 	record     *Record
 	idle       *time.Timer // nil: no idle timeout
-	cancel     context.CancelCauseFunc
+	ctx        cancel.Context
 	download   pace.Monitor // of the response's body
 	writing    atomic.Bool  // to the client
 	detached   bool         // it continues after Forward has returned
@@ -68,7 +69,7 @@ const abortGrace = time.Second
 // abort ends the exchange for a cause. It also interrupts a read from or a
 // write to the client, whose connection is closed then.
 func (x *exchange) abort(cause error) {
-	x.cancel(cause)
+	x.ctx.Cancel(cause)
 	x.aborting.Lock()
 	defer x.aborting.Unlock()
 	if conn := x.conn.Load(); conn != nil {
@@ -107,7 +108,7 @@ func (x *exchange) end() {
 		x.address.release()
 	}
 	x.freeHeader()
-	x.cancel(nil)
+	x.ctx.Cancel(nil)
 }
 
 // freeHeader returns the header of the request to its pool. The request has

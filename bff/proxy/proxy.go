@@ -23,6 +23,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/cloakroom-bff/cloakroom/bff/problem"
+	"github.com/cloakroom-bff/cloakroom/internal/cancel"
 	"github.com/cloakroom-bff/cloakroom/internal/pace"
 	"github.com/cloakroom-bff/cloakroom/internal/span"
 )
@@ -338,8 +339,9 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (p *Proxy) Forward(w http.ResponseWriter, r *http.Request, opts Options) error {
 	// The exchange has a context of its own: the request's ends with the
 	// handler, and an event stream continues after it.
-	ctx, cancel := context.WithCancelCause(context.WithoutCancel(r.Context()))
-	x := &exchange{p: p, w: w, r: r, opts: opts, credential: opts.Credential, record: opts.Record, cancel: cancel}
+	x := &exchange{p: p, w: w, r: r, opts: opts, credential: opts.Credential, record: opts.Record}
+	x.ctx.Values = context.WithoutCancel(r.Context())
+	ctx := context.Context(&x.ctx)
 	if x.record == nil {
 		x.record = new(Record)
 	}
@@ -355,7 +357,7 @@ func (p *Proxy) Forward(w http.ResponseWriter, r *http.Request, opts Options) er
 	if p.tracer != nil {
 		ctx = x.startSpan(ctx)
 	}
-	x.clientLeft = context.AfterFunc(r.Context(), func() { cancel(context.Canceled) })
+	x.clientLeft = cancel.AfterFunc(r.Context(), func() { x.ctx.Cancel(context.Canceled) })
 	if opts.OnEnd != nil {
 		x.stopOnEnd = opts.OnEnd(x.abortEnded)
 	}

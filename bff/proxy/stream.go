@@ -6,6 +6,7 @@ import (
 	"runtime/debug"
 	"time"
 
+	"github.com/cloakroom-bff/cloakroom/internal/cancel"
 	"github.com/cloakroom-bff/cloakroom/internal/hijack"
 )
 
@@ -50,7 +51,7 @@ func (x *exchange) pump(ctx context.Context, client *hijack.Response, done func(
 	if err := client.WriteHeader(x.record.Status); err != nil {
 		return // the client has left
 	}
-	context.AfterFunc(ctx, func() {
+	cancel.AfterFunc(ctx, func() {
 		if endsEvents(context.Cause(ctx)) {
 			client.SetWriteDeadline(time.Now().Add(abortGrace)) // for the last chunk
 		} else {
@@ -59,7 +60,7 @@ func (x *exchange) pump(ctx context.Context, client *hijack.Response, done func(
 	})
 	go func() { // until the client leaves, or the stream ends
 		client.WaitForClient()
-		x.cancel(context.Canceled)
+		x.ctx.Cancel(context.Canceled)
 	}()
 	if err := x.copyBody(ctx, &countingWriter{client, x.record}); err != nil && !endsEvents(context.Cause(ctx)) {
 		x.recordAbort(ctx, err)

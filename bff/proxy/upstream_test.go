@@ -104,7 +104,6 @@ func TestAnExchangeThatIsOverLeavesItsConnectionAlone(t *testing.T) {
 	d := new(deadlines)
 	x := &exchange{
 		p:          &Proxy{group: new(Group), servers: new(serverSet)},
-		cancel:     func(error) {},
 		clientLeft: func() bool { return true },
 	}
 	x.conn.Store(http.NewResponseController(d))

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/bff/problem"
+	"github.com/cloakroom-bff/cloakroom/internal/cancel"
 )
 
 // isWebSocket reports whether a header asks for a WebSocket, or accepts it, and
@@ -38,7 +39,7 @@ func (x *exchange) tunnel(ctx context.Context) error {
 	}
 	defer client.Close()
 	x.clientLeft() // to net/http a client that has only stopped sending has left
-	stop := context.AfterFunc(ctx, func() {
+	stop := cancel.AfterFunc(ctx, func() {
 		client.Close()
 		upstream.Close()
 	})

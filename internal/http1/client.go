@@ -19,6 +19,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/cloakroom-bff/cloakroom/internal/cancel"
 )
 
 // ErrConnClosed reports that a connection was closed before the first byte of a
@@ -113,7 +115,7 @@ func (c *Client) roundTrip(req *http.Request, fresh bool) (*http.Response, error
 		}
 	}
 	x := &exchange{client: c, conn: cn, ctx: req.Context(), method: req.Method}
-	x.stop = context.AfterFunc(x.ctx, func() { cn.Close() })
+	x.stop = cancel.AfterFunc(x.ctx, func() { cn.Close() })
 	err = x.send(req, head)
 	if *buf = head; cap(head) <= maxPooledHead {
 		heads.Put(buf)

@@ -95,7 +95,8 @@ func decodeChunks(t *testing.T, raw string) []byte {
 
 // What follows the end of a chunked body belongs to no response.
 func TestMoreThanAChunkedBody(t *testing.T) {
-	u := newResponder(t, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\nHTTP/1.1 200 OK\r\n\r\n")
+	u := newResponder(t, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n"+
+		"HTTP/1.1 200 OK\r\n\r\n")
 	for range 2 {
 		resp, err := u.RoundTrip(request(t, "GET", ""))
 		if err != nil {

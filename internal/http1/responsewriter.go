@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/cloakroom-bff/cloakroom/internal/cancel"
 )
 
 // responseWriter is the http.ResponseWriter of a plain request. It behaves like
@@ -17,6 +19,7 @@ import (
 // buffer and is not flushed.
 type responseWriter struct {
 	x      *serving
+	ctx    cancel.Context // of req
 	req    *http.Request
 	body   *requestBody // of the request; nil: none
 	header http.Header

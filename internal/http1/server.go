@@ -15,6 +15,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/cloakroom-bff/cloakroom/internal/cancel"
 )
 
 // Server serves plain requests in HTTP/1.1 (see parsePlain) on one goroutine
@@ -56,8 +58,9 @@ type serving struct {
 	base   context.Context      // of the requests
 	remote string
 
-	unread []byte // a part of small, or of a larger buffer
-	small  [2 << 10]byte
+	req    http.Request // without a context
+	unread []byte       // a part of small, or of a larger buffer
+	small  []byte
 
 	asked atomic.Bool // for the first request
 	ended atomic.Bool // hijacked
@@ -65,15 +68,14 @@ type serving struct {
 	// negative while a request is served: the time when that began, as -t.
 	state atomic.Int64
 
-	mu       sync.Mutex    // guards all below
-	cancel   func()        // of the request that is served; nil: there is none
-	body     *requestBody  // of that; nil: none
+	mu       sync.Mutex // guards all below
+	serves   *responseWriter
 	watching chan struct{} // closed when watch has ended; nil: it does not run
 }
 
 // Serve serves a connection until it is closed, hijacked or handed over.
 func (s *Server) Serve(c net.Conn) {
-	x := &serving{server: s, conn: c, remote: c.RemoteAddr().String()}
+	x := &serving{server: s, conn: c, remote: c.RemoteAddr().String(), small: make([]byte, 2<<10)}
 	if secure, ok := c.(*tls.Conn); ok {
 		x.secure = new(secure.ConnectionState())
 	}
@@ -87,8 +89,8 @@ func (s *Server) Serve(c net.Conn) {
 		}
 	}()
 	for {
-		req := new(http.Request)
-		n, err := x.readHead(req)
+		x.req = http.Request{}
+		n, err := x.readHead(&x.req)
 		if err != nil {
 			return
 		}
@@ -103,7 +105,7 @@ func (s *Server) Serve(c net.Conn) {
 			s.Requested(c)
 		}
 		x.unread = x.unread[n:]
-		again, hijacked := x.serve(req)
+		again, hijacked := x.serve(&x.req)
 		if keep = hijacked; !again {
 			return
 		}
@@ -162,18 +164,17 @@ func (x *serving) fill() error {
 // connection can have another request.
 func (x *serving) serve(req *http.Request) (again, hijacked bool) {
 	x.state.Store(-time.Now().UnixNano())
-	ctx, cancel := context.WithCancel(x.base)
-	defer cancel()
+	w := &responseWriter{x: x, ctx: cancel.Context{Values: x.base}}
+	defer w.ctx.Cancel(nil)
 	req.RemoteAddr, req.TLS, req.Body = x.remote, x.secure, http.NoBody
-	w := &responseWriter{x: x}
 	if req.ContentLength > 0 {
 		w.body = &requestBody{x: x, left: req.ContentLength}
 		req.Body = w.body
 	}
-	req = req.WithContext(ctx)
+	req = req.WithContext(&w.ctx)
 	w.req = req
 	x.mu.Lock()
-	x.cancel, x.body = cancel, w.body
+	x.serves = w
 	x.mu.Unlock()
 	completed := x.call(w, req)
 	hijacked = x.stopWatching()
@@ -240,15 +241,15 @@ func (x *serving) watch(done chan struct{}) {
 func (x *serving) cancelRequest() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.cancel != nil {
-		x.cancel()
+	if x.serves != nil {
+		x.serves.ctx.Cancel(nil)
 	}
 }
 
 // stopWatching ends watch, and reports whether the connection was hijacked.
 func (x *serving) stopWatching() (hijacked bool) {
 	x.mu.Lock()
-	x.cancel, x.body = nil, nil
+	x.serves = nil
 	hijacked, watching := x.ended.Load(), x.watching
 	x.watching = nil
 	x.mu.Unlock()
@@ -313,7 +314,7 @@ func (s *Server) sweep() {
 func (x *serving) startWatching(state int64) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.cancel == nil || x.ended.Load() || x.watching != nil || x.state.Load() != state || !x.body.complete() {
+	if x.serves == nil || x.ended.Load() || x.watching != nil || x.state.Load() != state || !x.serves.body.complete() {
 		return
 	}
 	x.watching = make(chan struct{})
@@ -339,7 +340,7 @@ func (s *Server) CloseIdle(idle time.Duration) (open int) {
 // hijack ends the serving of the connection, which is the caller's then.
 func (x *serving) hijack() (net.Conn, *bufio.ReadWriter, error) {
 	x.mu.Lock()
-	if x.ended.Load() || x.cancel == nil {
+	if x.ended.Load() || x.serves == nil {
 		x.mu.Unlock()
 		return nil, nil, http.ErrHijacked
 	}
@@ -350,5 +351,6 @@ func (x *serving) hijack() (net.Conn, *bufio.ReadWriter, error) {
 		x.interrupt(watching)
 	}
 	rest := io.MultiReader(bytes.NewReader(bytes.Clone(x.unread)), x.conn)
+	x.unread, x.small = nil, nil // the handler's context may live on
 	return x.conn, bufio.NewReadWriter(bufio.NewReader(rest), bufio.NewWriter(x.conn)), nil
 }

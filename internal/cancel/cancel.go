@@ -1,0 +1,137 @@
+// Package cancel implements contexts that are a part of what they belong to. A
+// request that passes through a proxy needs several of them, and those of
+// package context each need four allocations or more.
+package cancel
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// Context is a context.Context without a deadline, which ends with a call of
+// Cancel. Its Err is the cause. It must not be copied. The zero value has no
+// values and has not ended.
+type Context struct {
+	// Values has the values of the context, except for the one of SetValue. It
+	// must not be able to end, see context.WithoutCancel. It may be nil.
+	Values context.Context
+
+	key, value any // of SetValue; key is nil before
+
+	mu    sync.Mutex    // guards all below
+	done  chan struct{} // nil: not asked for
+	err   error
+	funcs []func() // of AfterFunc; nil: stopped
+	first [4]func()
+}
+
+// Cancel ends the context, unless it has ended. A nil cause stands for
+// context.Canceled.
+func (c *Context) Cancel(cause error) {
+	if cause == nil {
+		cause = context.Canceled
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil {
+		return
+	}
+	c.err = cause
+	if c.done != nil {
+		close(c.done)
+	}
+	for _, f := range c.funcs {
+		if f != nil {
+			go f()
+		}
+	}
+	c.funcs, c.first = nil, [4]func(){}
+}
+
+// AfterFunc is context.AfterFunc, which uses it for contexts that are derived
+// from c.
+func (c *Context) AfterFunc(f func()) (stop func() bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil {
+		go f()
+		return func() bool { return false }
+	}
+	if c.funcs == nil {
+		c.funcs = c.first[:0]
+	}
+	i := len(c.funcs)
+	c.funcs = append(c.funcs, f)
+	return func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.err != nil || c.funcs[i] == nil {
+			return false
+		}
+		c.funcs[i] = nil
+		return true
+	}
+}
+
+// Done is that of context.Context.
+func (c *Context) Done() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.done == nil {
+		c.done = make(chan struct{})
+		if c.err != nil {
+			close(c.done)
+		}
+	}
+	return c.done
+}
+
+// Err returns nil, or the cause of the end.
+func (c *Context) Err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err
+}
+
+// Deadline reports that there is none.
+func (c *Context) Deadline() (deadline time.Time, ok bool) { return time.Time{}, false }
+
+type self struct{}
+
+// Value returns the value for a key, or nil.
+func (c *Context) Value(key any) any {
+	switch {
+	case key == self{}:
+		return c
+	case c.key != nil && key == c.key:
+		return c.value
+	case c.Values == nil:
+		return nil
+	}
+	return c.Values.Value(key)
+}
+
+// SetValue does what context.WithValue does, without another context. It
+// reports whether it did: ctx must be a *Context that has no value yet, and
+// nothing else may use it at the same time.
+func SetValue(ctx context.Context, key, value any) bool {
+	c, ok := ctx.(*Context)
+	if !ok || c.key != nil {
+		return false
+	}
+	c.key, c.value = key, value
+	return true
+}
+
+// AfterFunc is context.AfterFunc. For a *Context, also within values, it
+// neither makes a context nor starts a goroutine.
+func AfterFunc(ctx context.Context, f func()) (stop func() bool) {
+	if c, ok := ctx.(*Context); ok {
+		return c.AfterFunc(f)
+	}
+	if c, ok := ctx.Value(self{}).(*Context); ok && ctx.Done() == c.Done() {
+		return c.AfterFunc(f)
+	}
+	return context.AfterFunc(ctx, f)
+}
