@@ -500,20 +500,25 @@ func FuzzServer(f *testing.F) {
 	s := startTwins(f, behave)
 	// What may differ is whether a response says that the connection is closed
 	// because the rest of a body is missing, whether a short response has its
-	// trailer, and whether there is a response to the beginning of another
-	// request.
+	// trailer, whether that to HEAD has a Content-Length, whether there is a
+	// response to the beginning of another request, and what a handler gets of
+	// a body that it reads after it has begun to respond.
 	const beginning = `400 Bad Request map["Content-Type":["text/plain; charset=utf-8"]] "400 Bad Request" <nil>`
-	closing := regexp.MustCompile(` (true|false) map\[\S*\] "`)
+	readsLate := regexp.MustCompile(`(flush|huge|big)\S*read`)
+	may := regexp.MustCompile(`"Content-Length":\["\d+"\] ?| (true|false) map\[\S*\]`)
 	f.Fuzz(func(t *testing.T, request string) {
-		if len(request) > 4<<10 {
-			t.Skip("too long")
+		if len(request) > 4<<10 || readsLate.MatchString(request) {
+			t.Skip()
 		}
 		var methods []string
 		for _, m := range methodOf.FindAllStringSubmatch(request, -1) {
 			methods = append(methods, m[1])
 		}
-		want := closing.ReplaceAllString(normal(t, exchangeRaw(t, s.other, request), methods), ` "`)
-		got := closing.ReplaceAllString(normal(t, exchangeRaw(t, s.plain, request), methods), ` "`)
+		responses := func(addr string) string {
+			text := normal(t, exchangeRaw(t, addr, request), methods)
+			return may.ReplaceAllString(text, "")
+		}
+		want, got := responses(s.other), responses(s.plain)
 		if got != want && got != want+beginning+"\n" {
 			t.Errorf("%q:\ngot  %.600s\nwant %.600s", request, got, want)
 		}
