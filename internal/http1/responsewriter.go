@@ -24,17 +24,16 @@ type responseWriter struct {
 	body   *requestBody // of the request; nil: none
 	header http.Header
 
-	status     int    // 0: WriteHeader was not called
-	length     int64  // Content-Length of the handler; -1: none
-	written    int64  // by the handler, of the body
-	dated      bool   // the header has a Date
-	typed      bool   // the body's type need not be determined
-	connection string // the header Connection
-	began      bool   // the head was sent
+	status     int   // 0: WriteHeader was not called
+	length     int64 // Content-Length of the handler; -1: none
+	written    int64 // by the handler, of the body
+	dated      bool  // the header has a Date
+	typed      bool  // the body's type need not be determined
+	began      bool  // the head was sent
 	chunked    bool
-	closing    bool // the connection is closed after the response
-	fullDuplex bool // the handler reads the request's body while it responds
-	err        error
+	closing    bool  // the connection is closed after the response
+	fullDuplex bool  // the handler reads the request's body while it responds
+	err        error // why nothing more is sent; nil: it is
 
 	// The lines that are known last end at out[from]. The other fields are
 	// between from and bodyAt-chunkRoom, and the body begins at bodyAt.
@@ -87,11 +86,15 @@ func (w *responseWriter) WriteHeader(status int) {
 	_, w.dated = w.header["Date"]
 	_, w.typed = w.header["Content-Type"]
 	w.typed = w.typed || w.header.Get("Content-Encoding") != ""
-	w.connection = strings.Join(w.header["Connection"], ", ")
 	w.closing = w.req.Close || closes(w.header["Connection"])
 	w.need()
 	w.from = headRoom
 	w.out = appendFields(w.out[:headRoom], w.header, status)
+	for _, v := range w.header["Connection"] {
+		if !w.closing {
+			w.out = appendField(w.out, "Connection", v)
+		}
+	}
 	w.out = append(w.out, "\r\n0123456789"...) // chunkRoom after the head
 	w.bodyAt = len(w.out)
 }
@@ -160,8 +163,8 @@ func (w *responseWriter) Write(p []byte) (int, error) {
 		w.WriteHeader(http.StatusOK)
 	}
 	switch {
-	case w.x.ended.Load():
-		return 0, http.ErrHijacked
+	case w.err != nil:
+		return 0, w.err
 	case len(p) == 0:
 		return 0, nil
 	case !bodyAllowed(w.status):
@@ -272,10 +275,7 @@ func (w *responseWriter) prepare(whole bool) {
 		w.chunked = true
 	}
 	if w.closing = w.closing || !w.fullDuplex && !w.body.discard(); w.closing {
-		w.connection = "close"
-	}
-	if w.connection != "" {
-		b = appendField(b, "Connection", w.connection)
+		b = appendField(b, "Connection", "close")
 	}
 	w.from -= len(b)
 	copy(w.out[w.from:], b)
@@ -339,7 +339,13 @@ func (w *responseWriter) finish() bool {
 }
 
 // Hijack is http.Hijacker.
-func (w *responseWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.x.hijack() }
+func (w *responseWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	c, rw, err := w.x.hijack(w)
+	if err == nil {
+		w.err = http.ErrHijacked
+	}
+	return c, rw, err
+}
 
 // EnableFullDuplex keeps the rest of the request's body when the response
 // begins.
@@ -362,11 +368,11 @@ func (w *responseWriter) SetWriteDeadline(t time.Time) error {
 
 // requestBody is the body of a plain request. A nil one is empty.
 type requestBody struct {
-	x *serving
+	x    *serving
+	left atomic.Int64 // what was not read; changed with mu held
 
-	mu   sync.Mutex // guards all below
-	left int64      // what was not read
-	err  error      // of every further Read; nil: none
+	mu  sync.Mutex // guards all below
+	err error      // of every further Read; nil: none
 }
 
 func (b *requestBody) Read(p []byte) (int, error) {
@@ -375,10 +381,10 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	switch {
 	case b.err != nil:
 		return 0, b.err
-	case b.left == 0:
+	case b.complete():
 		return 0, io.EOF
 	}
-	p = p[:min(int64(len(p)), b.left)]
+	p = p[:min(int64(len(p)), b.left.Load())]
 	n := copy(p, b.x.unread)
 	b.x.unread = b.x.unread[n:]
 	if n == 0 && len(p) > 0 {
@@ -386,7 +392,7 @@ func (b *requestBody) Read(p []byte) (int, error) {
 			b.err = io.ErrUnexpectedEOF
 		}
 	}
-	if b.left -= int64(n); b.left == 0 {
+	if b.left.Add(-int64(n)) == 0 {
 		b.err = io.EOF
 	}
 	return n, b.err
@@ -406,16 +412,7 @@ func (b *requestBody) Close() error {
 }
 
 // complete reports whether the whole body was read.
-func (b *requestBody) complete() bool {
-	if b == nil {
-		return true
-	}
-	if !b.mu.TryLock() {
-		return false // it is being read
-	}
-	defer b.mu.Unlock()
-	return b.left == 0
-}
+func (b *requestBody) complete() bool { return b == nil || b.left.Load() == 0 }
 
 // discard drops the rest of the body if it has arrived. It reports whether
 // nothing of the body is left.
@@ -424,13 +421,14 @@ func (b *requestBody) discard() bool {
 		return true
 	}
 	if !b.mu.TryLock() {
-		return false
+		return false // it is being read
 	}
 	defer b.mu.Unlock()
-	if b.left > int64(len(b.x.unread)) {
+	left := b.left.Load()
+	if left > int64(len(b.x.unread)) {
 		return false
 	}
-	b.x.unread = b.x.unread[b.left:]
-	b.left, b.err = 0, http.ErrBodyReadAfterClose
+	b.x.unread, b.err = b.x.unread[left:], http.ErrBodyReadAfterClose
+	b.left.Store(0)
 	return true
 }

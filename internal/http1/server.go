@@ -50,6 +50,8 @@ const (
 	lingerTime = 500 * time.Millisecond
 )
 
+var errReturned = errors.New("the handler has returned")
+
 // serving is a connection while Server has it.
 type serving struct {
 	server *Server
@@ -168,7 +170,8 @@ func (x *serving) serve(req *http.Request) (again, hijacked bool) {
 	defer w.ctx.Cancel(nil)
 	req.RemoteAddr, req.TLS, req.Body = x.remote, x.secure, http.NoBody
 	if req.ContentLength > 0 {
-		w.body = &requestBody{x: x, left: req.ContentLength}
+		w.body = &requestBody{x: x}
+		w.body.left.Store(req.ContentLength)
 		req.Body = w.body
 	}
 	req = req.WithContext(&w.ctx)
@@ -180,6 +183,7 @@ func (x *serving) serve(req *http.Request) (again, hijacked bool) {
 	hijacked = x.stopWatching()
 	completed = completed && !hijacked && w.finish()
 	w.free()
+	w.err = errReturned // for what the handler has left running
 	if !completed {
 		return false, hijacked
 	}
@@ -338,9 +342,9 @@ func (s *Server) CloseIdle(idle time.Duration) (open int) {
 }
 
 // hijack ends the serving of the connection, which is the caller's then.
-func (x *serving) hijack() (net.Conn, *bufio.ReadWriter, error) {
+func (x *serving) hijack(w *responseWriter) (net.Conn, *bufio.ReadWriter, error) {
 	x.mu.Lock()
-	if x.ended.Load() || x.serves == nil {
+	if x.ended.Load() || x.serves != w {
 		x.mu.Unlock()
 		return nil, nil, http.ErrHijacked
 	}
@@ -350,6 +354,7 @@ func (x *serving) hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if watching != nil {
 		x.interrupt(watching)
 	}
+	x.conn.SetDeadline(time.Time{})
 	rest := io.MultiReader(bytes.NewReader(bytes.Clone(x.unread)), x.conn)
 	x.unread, x.small = nil, nil // the handler's context may live on
 	return x.conn, bufio.NewReadWriter(bufio.NewReader(rest), bufio.NewWriter(x.conn)), nil

@@ -1,0 +1,103 @@
+package http1
+
+import (
+	"bufio"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// A handler can set a Connection of any length.
+func TestLongConnectionHeader(t *testing.T) {
+	t.Parallel()
+	s := startTwins(t, behave)
+	for _, query := range []string{
+		"set:Connection=Upgrade", "set:Connection=" + strings.Repeat("x", 600),
+		"set:Connection=" + strings.Repeat("x", 600) + "%2cclose",
+	} {
+		request := plainRequest("GET", query+",write:x", "\r\n") + plainRequest("GET", "write:y", "\r\n")
+		methods := []string{"GET", "GET"}
+		want := normal(t, exchangeRaw(t, s.other, request), methods)
+		if got := normal(t, exchangeRaw(t, s.plain, request), methods); got != want {
+			t.Errorf("%.40q:\ngot  %.200q\nwant %.200q", query, got, want)
+		}
+	}
+}
+
+// The sweep may look at a body at any time. A body that was read is complete
+// nevertheless, or the connection would be closed.
+func TestABodyIsCompleteWhileTheSweepLooks(t *testing.T) {
+	t.Parallel()
+	b := new(requestBody)
+	var looking sync.WaitGroup
+	for range 4 {
+		looking.Go(func() {
+			for range 100_000 {
+				if !b.complete() {
+					t.Error("the body is not complete")
+					return
+				}
+			}
+		})
+	}
+	looking.Wait()
+}
+
+// What a handler does with its ResponseWriter after it has returned, or after
+// it has hijacked the connection, does not get into another response.
+func TestLateResponseWriter(t *testing.T) {
+	t.Parallel()
+	late := make(chan http.ResponseWriter, 1)
+	s := startTwins(t, func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.RawQuery {
+		case "first":
+			io.WriteString(w, "first")
+			late <- w
+		case "second":
+			before := <-late
+			before.WriteHeader(http.StatusEarlyHints)
+			io.WriteString(before, strings.Repeat("late", 20<<10))
+			before.(http.Flusher).Flush()
+			if _, _, err := before.(http.Hijacker).Hijack(); err == nil {
+				t.Error("the connection of another request was hijacked")
+			}
+			io.WriteString(w, "second")
+		case "hijack":
+			http.NewResponseController(w).SetWriteDeadline(time.Now()) // ends with the response
+			c, _, err := w.(http.Hijacker).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer c.Close()
+			w.WriteHeader(http.StatusEarlyHints)
+			w.(http.Flusher).Flush()
+			io.WriteString(c, "hijacked")
+		}
+	})
+	c, err := net.Dial("tcp", s.plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	r := bufio.NewReader(c)
+	for _, query := range []string{"first", "second"} {
+		io.WriteString(c, plainRequest("GET", query, "\r\n"))
+		resp, err := http.ReadResponse(r, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text, err := io.ReadAll(resp.Body); string(text) != query || err != nil {
+			t.Fatalf("%s: got %.40q and %v", query, text, err)
+		}
+	}
+	io.WriteString(c, plainRequest("GET", "hijack", "\r\n"))
+	if text, err := io.ReadAll(r); string(text) != "hijacked" || err != nil {
+		t.Errorf("got %.40q and %v", text, err)
+	}
+}
