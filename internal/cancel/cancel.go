@@ -5,6 +5,7 @@ package cancel
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 )
@@ -22,8 +23,15 @@ type Context struct {
 	mu    sync.Mutex    // guards all below
 	done  chan struct{} // nil: not asked for
 	err   error
-	funcs []func() // of AfterFunc; nil: stopped
-	first [4]func()
+	calls int // of AfterFunc
+	funcs []afterFunc
+	first [4]afterFunc
+}
+
+// afterFunc is a function of AfterFunc that was not stopped.
+type afterFunc struct {
+	call int // which call of AfterFunc it is of
+	f    func()
 }
 
 // Cancel ends the context, unless it has ended. A nil cause stands for
@@ -41,12 +49,10 @@ func (c *Context) Cancel(cause error) {
 	if c.done != nil {
 		close(c.done)
 	}
-	for _, f := range c.funcs {
-		if f != nil {
-			go f()
-		}
+	for _, a := range c.funcs {
+		go a.f()
 	}
-	c.funcs, c.first = nil, [4]func(){}
+	c.funcs, c.first = nil, [4]afterFunc{}
 }
 
 // AfterFunc is context.AfterFunc, which uses it for contexts that are derived
@@ -61,15 +67,17 @@ func (c *Context) AfterFunc(f func()) (stop func() bool) {
 	if c.funcs == nil {
 		c.funcs = c.first[:0]
 	}
-	i := len(c.funcs)
-	c.funcs = append(c.funcs, f)
+	c.calls++
+	call := c.calls
+	c.funcs = append(c.funcs, afterFunc{call, f})
 	return func() bool {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		if c.err != nil || c.funcs[i] == nil {
+		i := slices.IndexFunc(c.funcs, func(a afterFunc) bool { return a.call == call })
+		if i < 0 {
 			return false
 		}
-		c.funcs[i] = nil
+		c.funcs = slices.Delete(c.funcs, i, i+1)
 		return true
 	}
 }

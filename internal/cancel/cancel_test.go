@@ -91,3 +91,20 @@ func TestValues(t *testing.T) {
 		t.Errorf("got %v, %v, want nil: the values' context does not matter", c.Err(), context.Cause(&c))
 	}
 }
+
+// A long request may derive any number of contexts.
+func TestStoppedFunctionsAreForgotten(t *testing.T) {
+	t.Parallel()
+	c := new(Context)
+	stop := func() bool { return true }
+	for range 1000 {
+		last := stop
+		stop = AfterFunc(c, func() {})
+		if !last() {
+			t.Fatal("the function was not stopped")
+		}
+	}
+	if n := cap(c.funcs); n > 10 {
+		t.Errorf("there is room for %d functions, want at most 10", n)
+	}
+}
