@@ -104,7 +104,7 @@ func (s *Server) serveListener(l net.Listener, other *handedOver) error {
 			other.put(c)
 			continue
 		}
-		go s.plain.Serve(c) // until it is closed, or has a request for net/http
+		s.plain.Serve(c)
 	}
 }
 
@@ -293,7 +293,11 @@ func (s *Server) awaitConnections(ctx context.Context) {
 		return true
 	})
 	for {
-		open := false
+		idle := idleGrace
+		if time.Since(begun) < idleGrace {
+			idle = time.Hour // closes none
+		}
+		open := s.plain.CloseIdle(idle) > 0 // first: from there a connection may get into served
 		s.served.Range(func(c, idle any) bool {
 			open = true
 			since := idle.(*idleTime).get()
@@ -302,11 +306,7 @@ func (s *Server) awaitConnections(ctx context.Context) {
 			}
 			return true
 		})
-		idle := idleGrace
-		if time.Since(begun) < idleGrace {
-			idle = time.Hour // closes none
-		}
-		if s.plain.CloseIdle(idle) == 0 && !open {
+		if !open {
 			return
 		}
 		select {

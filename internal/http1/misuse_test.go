@@ -2,9 +2,12 @@ package http1
 
 import (
 	"bufio"
+	"crypto/tls"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -99,5 +102,64 @@ func TestLateResponseWriter(t *testing.T) {
 	io.WriteString(c, plainRequest("GET", "hijack", "\r\n"))
 	if text, err := io.ReadAll(r); string(text) != "hijacked" || err != nil {
 		t.Errorf("got %.40q and %v", text, err)
+	}
+}
+
+// A connection counts from when it was accepted, or a shutdown could end before
+// it is served.
+func TestServeRegistersTheConnection(t *testing.T) {
+	t.Parallel()
+	s := startTwins(t, behave)
+	client, c := net.Pipe()
+	defer client.Close()
+	served := make(chan int)
+	go func() {
+		s.server.Serve(c)
+		served <- s.server.CloseIdle(time.Hour)
+	}()
+	select {
+	case open := <-served:
+		if open != 1 {
+			t.Errorf("got %d open connections, want 1", open)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("Serve has not returned")
+	}
+}
+
+// Requests of one connection have the same TLS, whichever server serves them.
+func TestTLSOfRequests(t *testing.T) {
+	t.Parallel()
+	s := startTwins(t, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.TLS != nil) })
+	certified := httptest.NewUnstartedServer(nil)
+	certified.StartTLS()
+	defer certified.Close()
+	l := listen(t)
+	go func() {
+		if c, err := l.Accept(); err == nil {
+			c := tls.Server(c, &tls.Config{Certificates: certified.TLS.Certificates})
+			c.Handshake()
+			s.server.Serve(c)
+		}
+	}()
+	c, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{InsecureSkipVerify: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	r := bufio.NewReader(c)
+	var got []string
+	for _, more := range []string{"\r\n", "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"} {
+		io.WriteString(c, plainRequest("POST", "", more))
+		resp, err := http.ReadResponse(r, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, _ := io.ReadAll(resp.Body)
+		got = append(got, string(text))
+	}
+	if got[0] != got[1] {
+		t.Errorf("a plain request: %s; another one: %s", got[0], got[1])
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -56,8 +55,7 @@ var errReturned = errors.New("the handler has returned")
 type serving struct {
 	server *Server
 	conn   net.Conn
-	secure *tls.ConnectionState // nil without TLS
-	base   context.Context      // of the requests
+	base   context.Context // of the requests
 	remote string
 
 	req    http.Request // without a context
@@ -66,8 +64,8 @@ type serving struct {
 
 	asked atomic.Bool // for the first request
 	ended atomic.Bool // hijacked
-	// state is when the connection became idle, in Unix nanoseconds. It is
-	// negative while a request is served: the time when that began, as -t.
+	// state is when the connection became idle, as now says. It is negative
+	// while a request is served: the time when that began, as -t.
 	state atomic.Int64
 
 	mu       sync.Mutex // guards all below
@@ -75,15 +73,23 @@ type serving struct {
 	watching chan struct{} // closed when watch has ended; nil: it does not run
 }
 
-// Serve serves a connection until it is closed, hijacked or handed over.
+// now returns a time in nanoseconds, which is positive. It does not jump when
+// the clock is set.
+func now() int64 { return max(1, int64(time.Since(started))) }
+
+var started = time.Now()
+
+// Serve begins to serve a connection, until that is closed, hijacked or handed
+// over. From when it has returned, CloseIdle knows the connection.
 func (s *Server) Serve(c net.Conn) {
 	x := &serving{server: s, conn: c, remote: c.RemoteAddr().String(), small: make([]byte, 2<<10)}
-	if secure, ok := c.(*tls.Conn); ok {
-		x.secure = new(secure.ConnectionState())
-	}
 	x.base = context.WithValue(context.WithValue(context.Background(), http.ServerContextKey, s.HTTP),
 		http.LocalAddrContextKey, c.LocalAddr())
-	remove, keep := s.add(x), false
+	go x.run(s.add(x))
+}
+
+func (x *serving) run(remove func()) {
+	s, c, keep := x.server, x.conn, false
 	defer func() {
 		remove()
 		if !keep {
@@ -117,7 +123,7 @@ func (s *Server) Serve(c net.Conn) {
 // readHead waits for a request and parses its head. It returns the length of
 // that, or -1 if the request is not plain.
 func (x *serving) readHead(req *http.Request) (int, error) {
-	x.state.Store(time.Now().UnixNano())
+	x.state.Store(now())
 	limited := false
 	defer func() {
 		if limited {
@@ -165,10 +171,10 @@ func (x *serving) fill() error {
 // serve calls the handler and finishes the response. again reports whether the
 // connection can have another request.
 func (x *serving) serve(req *http.Request) (again, hijacked bool) {
-	x.state.Store(-time.Now().UnixNano())
+	x.state.Store(-now())
 	w := &responseWriter{x: x, ctx: cancel.Context{Values: x.base}}
 	defer w.ctx.Cancel(nil)
-	req.RemoteAddr, req.TLS, req.Body = x.remote, x.secure, http.NoBody
+	req.RemoteAddr, req.Body = x.remote, http.NoBody // not TLS, which net/http does not see behind Check
 	if req.ContentLength > 0 {
 		w.body = &requestBody{x: x}
 		w.body.left.Store(req.ContentLength)
@@ -272,7 +278,7 @@ func (x *serving) interrupt(watching chan struct{}) {
 
 // add registers a connection. remove takes that back.
 func (s *Server) add(x *serving) (remove func()) {
-	x.state.Store(time.Now().UnixNano())
+	x.state.Store(now())
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.conns == nil {
@@ -295,7 +301,7 @@ func (s *Server) add(x *serving) (remove func()) {
 func (s *Server) sweep() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := time.Now().UnixNano()
+	now := now()
 	for x := range s.conns {
 		timeout := s.HTTP.IdleTimeout
 		if !x.asked.Load() {
@@ -330,7 +336,7 @@ func (x *serving) startWatching(state int64) {
 func (s *Server) CloseIdle(idle time.Duration) (open int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := time.Now().UnixNano()
+	now := now()
 	for x := range s.conns {
 		if state := x.state.Load(); idle < 0 || state > 0 && now-state >= int64(idle) {
 			go x.conn.Close() // with TLS it may take a while
