@@ -268,6 +268,9 @@ func (s *Server) shutdown(server *http.Server, listeners []net.Listener) error {
 	if err == nil {
 		err = a.waitIdle(grace)
 	}
+	if err == nil && s.plain.CloseIdle(time.Hour) > 0 { // the end of a response is not read
+		err = grace.Err()
+	}
 	if err != nil {
 		s.log.Warn("requests still open after the grace period are aborted", "err", err)
 		server.Close()

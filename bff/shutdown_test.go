@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -408,5 +410,44 @@ func TestConnectionOfALongResponseServesAnotherRequest(t *testing.T) {
 	k.conn.Close()
 	if err := <-result; err != nil {
 		t.Errorf("Run: %v", err)
+	}
+}
+
+// A response that its client does not read is aborted after ShutdownGrace, and
+// the log says so, although the handler has returned.
+func TestShutdownAbortsAResponseThatIsNotRead(t *testing.T) {
+	t.Parallel()
+	var handled atomic.Int64
+	var cfg bff.Config
+	a := newApp(t, func(_ *app, c *bff.Config) {
+		c.ShutdownGrace, c.LogRequests = 200*time.Millisecond, bff.RequestsNone
+		c.Frontend = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Write(make([]byte, 30<<10)) // fits into the buffer
+			handled.Add(1)
+		})
+		cfg = *c
+	})
+	var logs buffer
+	cfg.Logger = slog.New(slog.NewJSONHandler(&logs, nil))
+	l := listen(t)
+	_, stop, result := serve(t, cfg, l)
+	k := a.keepAlive(l.Addr().String())
+	k.conn.(*net.TCPConn).SetReadBuffer(1)
+	request := fmt.Sprintf("GET / HTTP/1.1\r\nHost: %s\r\n\r\n", k.host)
+	go io.WriteString(k.conn, strings.Repeat(request, 1000))
+	before := int64(-1)
+	waitFor(t, "the client's buffer is full", func() bool {
+		time.Sleep(200 * time.Millisecond)
+		n := handled.Load()
+		stalled := n > 0 && n == before
+		before = n
+		return stalled
+	})
+	stop()
+	if err := <-result; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+	if !strings.Contains(logs.String(), "requests still open after the grace period are aborted") {
+		t.Errorf("the log does not say that a request was aborted:\n%s", logs.String())
 	}
 }
