@@ -163,3 +163,19 @@ func TestTLSOfRequests(t *testing.T) {
 		t.Errorf("a plain request: %s; another one: %s", got[0], got[1])
 	}
 }
+
+// A write that does not fit into the Content-Length is missing from the body,
+// so the client must not take the rest for all of it.
+func TestAWriteThatIsRefusedBreaksTheResponse(t *testing.T) {
+	t.Parallel()
+	s := startTwins(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", "3")
+		io.WriteString(w, "abcd")
+		io.WriteString(w, "xyz")
+	})
+	request := plainRequest("GET", "", "\r\n")
+	want := normal(t, exchangeRaw(t, s.other, request), []string{"GET"})
+	if got := normal(t, exchangeRaw(t, s.plain, request), []string{"GET"}); !strings.Contains(got, "unexpected EOF") {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}

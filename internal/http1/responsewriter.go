@@ -169,10 +169,10 @@ func (w *responseWriter) Write(p []byte) (int, error) {
 		return 0, nil
 	case !bodyAllowed(w.status):
 		return 0, http.ErrBodyNotAllowed
-	case w.length >= 0 && w.written+int64(len(p)) > w.length:
+	}
+	if w.written += int64(len(p)); w.length >= 0 && w.written > w.length { // nor may a shorter one follow
 		return 0, http.ErrContentLength
 	}
-	w.written += int64(len(p))
 	for rest := p; len(rest) > 0; {
 		w.need()
 		n := min(len(rest), max(0, cap(w.out)-len(w.out)-chunkRoom))
