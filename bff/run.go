@@ -61,14 +61,14 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 	}
 	server.Protocols.SetHTTP1(true)
 	server.Protocols.SetUnencryptedHTTP2(true)
+	group, serving := errgroup.WithContext(ctx)
+	if err := s.start(serving); err != nil {
+		return err
+	}
 	other := newHandedOver()
 	s.plain = http1.Server{
 		HTTP: server, MaxHead: s.checks.headerBytes, Check: s.checks.serverConn, HandOver: other.put,
 		Requested: s.conns.requested,
-	}
-	group, serving := errgroup.WithContext(ctx)
-	if err := s.start(serving); err != nil {
-		return err
 	}
 	for _, l := range listeners {
 		group.Go(func() error { // until the shutdown

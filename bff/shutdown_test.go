@@ -451,3 +451,28 @@ func TestShutdownAbortsAResponseThatIsNotRead(t *testing.T) {
 		t.Errorf("the log does not say that a request was aborted:\n%s", logs.String())
 	}
 }
+
+// A second call of Run fails, and leaves what the first one does alone.
+func TestSecondRunLeavesTheFirstAlone(t *testing.T) {
+	t.Parallel()
+	var cfg bff.Config
+	a := newApp(t, func(_ *app, c *bff.Config) {
+		c.Frontend = http.NotFoundHandler()
+		cfg = *c
+	})
+	l := listen(t)
+	server, stop, result := serve(t, cfg, l)
+	k := a.keepAlive(l.Addr().String())
+	k.get("/")
+	if err := server.Run(t.Context()); err == nil {
+		t.Error("the second Run has not failed")
+	}
+	stop()
+	if err := <-result; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+	k.conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if _, err := k.r.ReadByte(); err != io.EOF {
+		t.Errorf("the idle connection after the shutdown: got %v, want EOF", err)
+	}
+}
