@@ -179,3 +179,41 @@ func TestAWriteThatIsRefusedBreaksTheResponse(t *testing.T) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }
+
+// A connection is not idle any more once a part of a request has arrived.
+func TestTheBeginOfARequestEndsTheIdleTime(t *testing.T) {
+	t.Parallel()
+	s := startTwins(t, behave)
+	c, err := net.Dial("tcp", s.plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	request := plainRequest("GET", "write:x", "\r\n")
+	io.WriteString(c, request)
+	if _, err := http.ReadResponse(bufio.NewReader(c), nil); err != nil {
+		t.Fatal(err)
+	}
+	idleSince := func() (state int64) {
+		s.server.mu.Lock()
+		defer s.server.mu.Unlock()
+		for x := range s.server.conns {
+			state = x.state.Load()
+		}
+		return state
+	}
+	for idleSince() < 0 { // until the request has ended
+		time.Sleep(time.Millisecond)
+	}
+	before := idleSince()
+	io.WriteString(c, request[:10])
+	since := before
+	for since == before {
+		time.Sleep(time.Millisecond)
+		since = idleSince()
+	}
+	if since < before { // it is closed
+		t.Error("the connection was idle although a request had begun")
+	}
+}

@@ -139,6 +139,9 @@ func (x *serving) readHead(req *http.Request) (int, error) {
 			}
 			if !limited {
 				limited = true
+				if x.asked.Load() { // the request is on its way
+					x.state.Store(now())
+				}
 				x.conn.SetReadDeadline(time.Now().Add(x.server.HTTP.ReadHeaderTimeout))
 			}
 		}
