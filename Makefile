@@ -9,7 +9,7 @@ CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/cloakroom
 .DEFAULT_GOAL = help
 .PHONY: help build test setup redis-setup go-test browser-test examples test-providers \
 	providers-setup apis-setup test-packaging packaging-setup manifests package release-setup \
-	soak fuzz lint bench bench-setup bench-sessions bench-bearer
+	soak fuzz lint bench bench-setup bench-smoke bench-sessions bench-bearer
 
 # $(call need,PACKAGE,TEST) adds a Debian package to $$missing if TEST fails.
 # $(call apt,NEEDS) installs what is missing. A TEST must not contain commas.
@@ -198,6 +198,10 @@ lint: ## check formatting, text, vet, staticcheck and known vulnerabilities
 # more flags, see go doc ./internal/proxybench and ./internal/sessionbench.
 bench: setup bench-setup bench-bearer ## measure proxied calls and package bearer beside others (15 minutes)
 	$(GO) run ./internal/proxybench -o docs/performance.md -envoy $(CACHE)/bench/envoy/bin/envoy $(BENCH)
+
+bench-smoke: redis-setup ## check that a proxied call has not become much more expensive
+	$(GO) run ./internal/proxybench -rounds 9 -time 300ms -streams 0 -only httputil.ReverseProxy,Cloakroom \
+		-rows '1 KB response, 32 |in chunks, 32 ' -max 0.72
 
 bench-sessions: setup ## measure sessions in Redis; BENCH=-million adds a Redis with a million of them
 	$(GO) run ./internal/sessionbench -o docs/performance.md $(BENCH)

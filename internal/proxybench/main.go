@@ -18,6 +18,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"log"
@@ -37,6 +38,7 @@ type options struct {
 	only    string
 	rows    *regexp.Regexp // of cells; nil: all
 	before  string         // another program of ours; empty: none
+	max     float64        // of the CPU time relative to the reverse proxy; 0: any
 	envoy   string
 }
 
@@ -57,6 +59,7 @@ func main() {
 			return err
 		})
 	flag.StringVar(&o.before, "before", "", "another cloakroom `program`, to compare with: an earlier version")
+	flag.Float64Var(&o.max, "max", 0, "fail if a row has a larger `ratio` of the CPU time to that of "+bare)
 	flag.StringVar(&o.envoy, "envoy", "envoy", "the `program` that is Envoy; make bench-setup installs one")
 	out := flag.String("o", "", "the Markdown `file` to write the tables into; they are printed in any case")
 	flag.Parse()
@@ -67,8 +70,8 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	section, err := run(ctx, o)
+	fmt.Print(section)
 	if err == nil {
-		fmt.Print(section)
 		if *out != "" {
 			err = benchtable.WriteSection(*out, "bench", section)
 		}
@@ -135,7 +138,22 @@ func run(ctx context.Context, o options) (string, error) {
 			return "", fmt.Errorf("streams through %s: %w", s.name, err)
 		}
 	}
-	return rig.tables(results, cells(o.rows), streams), nil
+	return rig.tables(results, cells(o.rows), streams), compare(results, o)
+}
+
+// compare returns an error for each row whose ratio is larger than o.max.
+func compare(results benchtable.Results, o options) (err error) {
+	if o.max == 0 {
+		return nil
+	}
+	for _, c := range cells(o.rows) {
+		cpu := func(name string) float64 { return results.Median((&system{name: name}).key(c) + " cpu") }
+		if ratio := cpu(ours) / cpu(bare); ratio > o.max {
+			err = errors.Join(err,
+				fmt.Errorf("%v: %.2f of the CPU time of %s, want at most %.2f", c, ratio, bare, o.max))
+		}
+	}
+	return err
 }
 
 func openFiles() int {
