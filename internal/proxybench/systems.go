@@ -49,6 +49,7 @@ type rig struct {
 	upstream string // host:port
 	goServer string // host:port of the upstream with net/http
 	envoy    string // its program
+	oauth2   string // its program
 	redis    string // host:port
 	issuer   string
 	sent     string // the Authorization header that Cloakroom sends
@@ -62,6 +63,7 @@ const (
 	envoy      = "Envoy"
 	envoyOAuth = "Envoy, oauth2 filter"
 	apache     = "mod_auth_openidc"
+	oauth2     = "oauth2-proxy"
 	ours       = "Cloakroom"
 	older      = "Cloakroom before"
 	user       = "alice"
@@ -74,7 +76,7 @@ func newRig(ctx context.Context, o options) (*rig, error) {
 	if err != nil {
 		return &rig{}, err
 	}
-	r := &rig{ctx: ctx, dir: dir, envoy: o.envoy, sent: "Bearer " + strings.Repeat("x", 700)}
+	r := &rig{ctx: ctx, dir: dir, envoy: o.envoy, oauth2: o.oauth2, sent: "Bearer " + strings.Repeat("x", 700)}
 	self, err := os.Executable()
 	if err != nil {
 		return r, err
@@ -111,6 +113,7 @@ func newRig(ctx context.Context, o options) (*rig, error) {
 		{envoy, r.startEnvoy},
 		{envoyOAuth, r.startEnvoyOAuth},
 		{apache, r.startApache},
+		{oauth2, r.startOAuth2Proxy},
 	} {
 		if !wanted(s.name) || s.name == older && o.before == "" {
 			continue
@@ -326,6 +329,31 @@ ProxyPass %[11]s http://%[10]s%[11]s`, modules.String(), r.dir, s.addr, r.issuer
 		return err
 	}
 	s.cookie, err = signIn("http://"+s.host+"/api/2", "mod_auth_openidc_session")
+	return err
+}
+
+// startOAuth2Proxy starts an oauth2-proxy that keeps its sessions in Redis and
+// passes the access token on. It writes a line in its log for each request, as
+// it does by default, and allows as many idle connections as the default pool
+// of net/http, which cannot be configured.
+func (r *rig) startOAuth2Proxy(s *system) error {
+	redirect := "http://" + s.host + "/oauth2/callback"
+	secret, err := r.register(redirect)
+	if err != nil {
+		return err
+	}
+	s.process, err = r.start(s.addr, r.oauth2, "--http-address="+s.addr, "--provider=oidc",
+		"--oidc-issuer-url="+r.issuer, "--client-id="+clientName, "--client-secret="+secret,
+		"--redirect-url="+redirect, "--cookie-secret="+rand.Text()[:16], "--cookie-secure=false",
+		"--email-domain=*", "--insecure-oidc-allow-unverified-email", "--code-challenge-method=S256",
+		"--scope=openid profile email offline_access", "--skip-provider-button",
+		"--session-store-type=redis", "--redis-connection-url=redis://"+r.redis,
+		"--pass-access-token", "--pass-authorization-header", "--set-authorization-header=false",
+		"--upstream=http://"+r.upstream+"/api/", "--upstream=http://"+r.goServer+goPath)
+	if err != nil {
+		return err
+	}
+	s.cookie, err = signIn("http://"+s.host+"/api/2", "_oauth2_proxy")
 	return err
 }
 

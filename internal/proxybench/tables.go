@@ -3,6 +3,7 @@
 package main
 
 import (
+	"debug/buildinfo"
 	"fmt"
 	"os/exec"
 	"regexp"
@@ -21,8 +22,9 @@ The systems do different work:
   including an access token. It has no sessions and writes no log.
 - *nginx* and *Envoy* only forward requests. nginx has one worker, Envoy one for each core.
 - *Envoy, oauth2 filter* has the user's tokens in encrypted cookies and attaches the access token.
-- *mod_auth_openidc* and *Cloakroom* have sessions in Redis and attach the user's access token.
-  Cloakroom also checks for CSRF and writes a log line for each request.
+- *mod_auth_openidc*, *oauth2-proxy* and *Cloakroom* have sessions in Redis and attach the user's
+  access token. oauth2-proxy and Cloakroom write a log line for each request. Cloakroom also checks
+  for CSRF.
 
 The request has the headers of a browser. The upstream is as cheap as possible, or ` + "`net/http`" + ` if the
 heading says so. The last two columns compare the CPU time.
@@ -39,9 +41,9 @@ func (r *rig) tables(results benchtable.Results, cells []cell, streams int) stri
 	line("## The proxy\n")
 	line("- %s, %d cores, shared by the proxy, the upstream, Redis and the load generator", benchtable.Processor(),
 		runtime.NumCPU())
-	line("- Go %s, %s, %s, %s, %s,\n  %s", strings.TrimPrefix(runtime.Version(), "go"), version("nginx", "-v"),
-		envoyVersion(r.envoy),
-		version("apache2", "-v"), installed("libapache2-mod-auth-openidc"), version("redis-server", "--version"))
+	line("- Go %s, %s, %s, %s, %s,\n  %s, %s", strings.TrimPrefix(runtime.Version(), "go"), version("nginx", "-v"),
+		envoyVersion(r.envoy), version("apache2", "-v"), installed("libapache2-mod-auth-openidc"),
+		oauth2+" "+moduleVersion(r.oauth2), version("redis-server", "--version"))
 	rounds := len(results[r.systems[0].key(cells[0])+" rate"])
 	line("- measured by `make bench` on %s, in one run: medians of %d rounds. Each round measures each\n"+
 		"  system once in each row.", time.Now().Format(time.DateOnly), rounds)
@@ -107,6 +109,17 @@ var number = regexp.MustCompile(`\d+\.\d+(\.\d+)?`)
 func version(program string, args ...string) string {
 	out, _ := exec.Command(program, args...).CombinedOutput()
 	return program + " " + number.FindString(string(out))
+}
+
+// moduleVersion returns the version of the module that a program was built
+// from.
+func moduleVersion(program string) string {
+	path, _ := exec.LookPath(program)
+	info, err := buildinfo.ReadFile(path)
+	if err != nil {
+		return "unknown"
+	}
+	return info.Main.Version
 }
 
 // envoyVersion asks Envoy, which has the hash of a commit before its version.
