@@ -1,5 +1,6 @@
-// Package http1 implements HTTP/1.1 for a proxy: a client for upstreams, and a
-// connection for servers that rejects requests with ambiguous framing.
+// Package http1 implements HTTP/1.1 for a proxy: a client for upstreams, a
+// server of plain requests, and a connection for other servers that rejects
+// requests with ambiguous framing.
 //
 // Client differs from http.Transport in two ways. It writes and reads on the
 // goroutine of its caller, while http.Transport hands each request to two
