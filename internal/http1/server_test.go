@@ -504,10 +504,12 @@ func FuzzServer(f *testing.F) {
 	// response to the beginning of another request, and what a handler gets of
 	// a body that it reads after it has begun to respond.
 	const beginning = `400 Bad Request map["Content-Type":["text/plain; charset=utf-8"]] "400 Bad Request" <nil>`
-	readsLate := regexp.MustCompile(`(flush|huge|big)\S*read`)
+	// net/http writes a body in its response to HEAD if the handler has set an
+	// invalid Content-Length.
+	skipped := regexp.MustCompile(`(flush|huge|big)\S*read|HEAD \S*Content-Length`)
 	may := regexp.MustCompile(`"Content-Length":\["\d+"\] ?| (true|false) map\[\S*\]`)
 	f.Fuzz(func(t *testing.T, request string) {
-		if len(request) > 4<<10 || readsLate.MatchString(request) {
+		if len(request) > 4<<10 || skipped.MatchString(request) {
 			t.Skip()
 		}
 		var methods []string
