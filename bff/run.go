@@ -268,7 +268,7 @@ func (s *Server) shutdown(server *http.Server, listeners []net.Listener) error {
 	if err == nil {
 		err = a.waitIdle(grace)
 	}
-	if err == nil && s.plain.CloseIdle(time.Hour) > 0 { // the end of a response is not read
+	if err == nil && s.plain.CloseIdle(0) > 0 { // the end of a response is not read
 		err = grace.Err()
 	}
 	if err != nil {
