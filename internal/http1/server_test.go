@@ -512,7 +512,7 @@ func FuzzServer(f *testing.F) {
 	may := regexp.MustCompile(`"Content-Length":\["\d+"\] ?| (true|false) map\[\S*\]`)
 	f.Fuzz(func(t *testing.T, request string) {
 		if len(request) > 4<<10 || skipped.MatchString(request) {
-			t.Skip()
+			return
 		}
 		var methods []string
 		for _, m := range methodOf.FindAllStringSubmatch(request, -1) {
