@@ -88,12 +88,17 @@ func (s *Server) Serve(c net.Conn) {
 	go x.run(s.add(x))
 }
 
+// run serves the requests. A panic, of a handler or here, ends the connection
+// alone.
 func (x *serving) run(remove func()) {
-	s, c, keep := x.server, x.conn, false
+	s, c, handedOver := x.server, x.conn, false
 	defer func() {
+		if cause := recover(); cause != nil && cause != http.ErrAbortHandler {
+			s.HTTP.ErrorLog.Printf("http: panic serving %v: %v\n%s", x.remote, cause, debug.Stack())
+		}
 		remove()
-		if !keep {
-			c.Close()
+		if !handedOver && !x.ended.Load() {
+			c.Close() // which also ends watch
 		}
 	}()
 	for {
@@ -103,7 +108,7 @@ func (x *serving) run(remove func()) {
 			return
 		}
 		if n < 0 {
-			keep = true
+			handedOver = true
 			checked := s.Check(c)
 			checked.(*serverConn).unread = bytes.Clone(x.unread)
 			s.HandOver(checked)
@@ -113,8 +118,7 @@ func (x *serving) run(remove func()) {
 			s.Requested(c)
 		}
 		x.unread = x.unread[n:]
-		again, hijacked := x.serve(&x.req)
-		if keep = hijacked; !again {
+		if !x.serve(&x.req) {
 			return
 		}
 	}
@@ -171,9 +175,9 @@ func (x *serving) fill() error {
 	return cmp.Or(err, io.ErrNoProgress)
 }
 
-// serve calls the handler and finishes the response. again reports whether the
+// serve calls the handler and finishes the response. It reports whether the
 // connection can have another request.
-func (x *serving) serve(req *http.Request) (again, hijacked bool) {
+func (x *serving) serve(req *http.Request) (again bool) {
 	x.state.Store(-now())
 	w := &responseWriter{x: x, ctx: cancel.Context{Values: x.base}}
 	defer w.ctx.Cancel(nil)
@@ -188,13 +192,12 @@ func (x *serving) serve(req *http.Request) (again, hijacked bool) {
 	x.mu.Lock()
 	x.serves = w
 	x.mu.Unlock()
-	completed := x.call(w, req)
-	hijacked = x.stopWatching()
-	completed = completed && !hijacked && w.finish()
+	x.server.HTTP.Handler.ServeHTTP(w, req)
+	completed := !x.stopWatching() && w.finish()
 	w.free()
 	w.err = errReturned // for what the handler has left running
 	if !completed {
-		return false, hijacked
+		return false
 	}
 	if w.readDeadline.Load() {
 		x.conn.SetReadDeadline(time.Time{})
@@ -206,24 +209,8 @@ func (x *serving) serve(req *http.Request) (again, hijacked bool) {
 		if !w.body.complete() || len(x.unread) > 0 {
 			x.linger()
 		}
-		return false, false
 	}
-	return true, false
-}
-
-// call calls the handler. It returns false if that has panicked.
-func (x *serving) call(w *responseWriter, req *http.Request) (completed bool) {
-	defer func() {
-		cause := recover()
-		if cause == nil {
-			return
-		}
-		if completed = false; cause != http.ErrAbortHandler {
-			x.server.HTTP.ErrorLog.Printf("http: panic serving %v: %v\n%s", x.remote, cause, debug.Stack())
-		}
-	}()
-	x.server.HTTP.Handler.ServeHTTP(w, req)
-	return true
+	return !w.closing
 }
 
 // linger lets the client read the last response although it still sends: to
