@@ -69,11 +69,11 @@ async function eventsUntilLogout() {
   const next = (type) => new Promise((resolve) => events.addEventListener(type, ({ data }) => resolve(JSON.parse(data)), { once: true }));
   const state = await next("session-changed");
   const ended = next("session-ended");
-  const stream = fetch("/events/x").then((response) => response.text());
+  const stream = await fetch("/events/x"); // open, its end is awaited below
   await fetch("/bff/logout", { method: "POST", headers: { "X-CSRF": "1", Accept: "application/json" } });
   const reason = await ended;
   while (events.readyState !== EventSource.CLOSED) await new Promise((resolve) => events.addEventListener("error", resolve, { once: true }));
-  return { first: state.user.sub, ended: reason, again: events.readyState, stream: await stream };
+  return { first: state.user.sub, ended: reason, again: events.readyState, stream: await stream.text() };
 }
 
 /** Signs in at the development provider. @param {import("playwright-core").Page} page */
