@@ -1,4 +1,5 @@
 import { spawn } from "node:child_process";
+import { createSocket } from "node:dgram";
 import { once } from "node:events";
 import { mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { mkdtemp } from "node:fs/promises";
@@ -29,6 +30,8 @@ export async function start(command, args, { ready, env = {}, cwd = repository }
     process.off("exit", die);
     return code ?? signal;
   });
+  const closed = once(child, "close"); // later: all output was read
+  closed.catch(() => {}); // exited reports it
   let output = "";
   process.once("exit", (status) => {
     if (status === 0) return;
@@ -52,7 +55,7 @@ export async function start(command, args, { ready, env = {}, cwd = repository }
     signal: (name) => void child.kill(name),
     async stop() {
       child.kill("SIGTERM");
-      await exited;
+      await closed;
     },
   };
 }
@@ -88,22 +91,39 @@ async function buildNow(path) {
 export const cloakroom = async () => process.env.CLOAKROOM ?? build("./cmd/cloakroom");
 
 /**
- * Returns a free TCP port of 127.0.0.1. No connection takes it before it is used: those have ports above 32767.
+ * Returns a free TCP port of 127.0.0.1, for this process until it exits. No connection takes it before it is used: those
+ * have ports above 32767.
  *
+ * @param {number} [count] of ports that follow each other, of which it returns the first
  * @returns {Promise<number>}
  */
-export async function freePort() {
+export async function freePort(count = 1) {
   for (;;) {
-    const port = 20_000 + Math.floor(Math.random() * 12_000);
-    const server = createServer().listen(port, "127.0.0.1");
-    try {
-      await once(server, "listening");
-    } catch (err) {
-      if (err.code !== "EADDRINUSE") throw err;
-      continue;
-    }
-    server.close();
-    await once(server, "close");
-    return port;
+    const first = 20_000 + Math.floor(Math.random() * 12_000);
+    const ports = Array.from({ length: count }, (_, i) => first + i);
+    if ((await Promise.all(ports.map(reserve))).every(Boolean)) return first;
   }
+}
+
+/**
+ * Reports whether a TCP port is free and no test has reserved it. Then it reserves the port: by a socket on the UDP port
+ * of the same number, which stays open.
+ *
+ * @param {number} port
+ */
+async function reserve(port) {
+  const server = createServer();
+  const socket = createSocket("udp4").unref();
+  try {
+    socket.bind(port, "127.0.0.1");
+    await once(socket, "listening");
+    server.listen(port, "127.0.0.1");
+    await once(server, "listening");
+  } catch (err) {
+    if (err.code !== "EADDRINUSE") throw err;
+    return false;
+  }
+  server.close();
+  await once(server, "close");
+  return true;
 }
