@@ -22,6 +22,16 @@ export const launch = () =>
 export const streamOpens = (page) => page.waitForResponse((response) => response.url().includes("/bff/session/events") && response.ok());
 
 /**
+ * Waits until hot reload of the next page is connected: its server sends a message then. A file that changes before may
+ * cause no update. Call it before what loads the page.
+ *
+ * @param {import("playwright-core").Page} page
+ * @returns {Promise<void>}
+ */
+export const hotReloadConnects = (page) =>
+  new Promise((resolve) => page.once("websocket", (socket) => socket.once("framereceived", () => resolve())));
+
+/**
  * Saves a screenshot of each open page of a context. It never fails: the test has failed already.
  *
  * @param {import("playwright-core").BrowserContext} context

@@ -1,13 +1,13 @@
 // `cloakroom dev` with the development server of a real tool, in Chromium.
 import assert from "node:assert/strict";
 import { once } from "node:events";
-import { access, mkdir, readFile, rm, writeFile } from "node:fs/promises";
+import { access, mkdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { createServer } from "node:http";
 import { dirname, join } from "node:path";
 import { after, before, describe, test } from "node:test";
 
 import { signIn } from "../client/testing.js";
-import { closeBrowser, launch } from "./browser.js";
+import { closeBrowser, hotReloadConnects, launch } from "./browser.js";
 import { cloakroom, freePort, start } from "./process.js";
 
 /** The script of the command: it restarts the tool, whose pid it writes, unless there is a file `down`. */
@@ -26,20 +26,6 @@ async function startAPI() {
   await once(server, "listening");
   return { seen, url: `http://127.0.0.1:${server.address().port}`, stop: () => server.close() };
 }
-
-/** Returns a port such that the next one is free too: dev listens on both. */
-async function freePair() {
-  for (;;) {
-    const port = await freePort();
-    if (await freeAfter(port)) return port;
-  }
-}
-
-const freeAfter = (port) =>
-  new Promise((resolve) => {
-    const server = createServer().once("error", () => resolve(false));
-    server.listen(port + 1, "127.0.0.1", () => server.close(() => resolve(true)));
-  });
 
 /**
  * Tests `cloakroom dev` with a tool.
@@ -78,9 +64,9 @@ export function developing(name, { dir: makeDir, files, command, message, signal
       dir = await makeDir();
       await writeAll(files);
       api = await startAPI();
-      const args = ["dev", "--port", `${await freePair()}`, ...(base ? ["--base", base] : []), "--api", `/api=${api.url}`, "--", "sh", "-c", restarting, "sh"];
+      const args = ["dev", "--port", `${await freePort(2)}`, ...(base ? ["--base", base] : []), "--api", `/api=${api.url}`, "--", "sh", "-c", restarting, "sh"];
       dev = await start(await cloakroom(), [...args, ...command(await freePort())], {
-        ready: /Open (http:\/\/localhost:\d+)/,
+        ready: /Open (http:\/\/localhost:\d+)[/ ]/,
         cwd: dir,
         env: { NEXT_TELEMETRY_DISABLED: "1", NG_CLI_ANALYTICS: "false" },
       });
@@ -106,7 +92,8 @@ export function developing(name, { dir: makeDir, files, command, message, signal
         const file = join(dir, message);
         const text = await readFile(file, "utf8");
         await page.evaluate(() => (globalThis.marker = 1));
-        await writeFile(file, text.replace(from, to));
+        await writeFile(`${dir}.edited`, text.replace(from, to));
+        await rename(`${dir}.edited`, file); // no tool sees a file that is half written
         await page.getByText(to).waitFor();
         if (keepsPage) assert.equal(await page.evaluate(() => globalThis.marker), 1, "the page was loaded again");
       };
@@ -118,9 +105,12 @@ export function developing(name, { dir: makeDir, files, command, message, signal
         const isOther = pathname.startsWith("/__nextjs_") || pathname === "/favicon.ico";
         if (origin === dev.match[1] && !`${pathname}/`.startsWith(`${base}/`) && !isOther) outside.push(pathname);
       });
+      let connected = hotReloadConnects(page);
       await page.goto(`${base}/`);
       await page.getByText("first").waitFor();
+      await connected;
 
+      connected = hotReloadConnects(page);
       await signIn(page, { sub: "carol", roles: ["admin"] }, { prefix: `${base}/bff` });
       await page.getByText("first").waitFor();
       assert.equal(await sub(), "carol");
@@ -132,6 +122,7 @@ export function developing(name, { dir: makeDir, files, command, message, signal
       assert.equal(claims.sub, "carol");
       assert.deepEqual(claims.roles, ["admin"]);
 
+      await connected;
       await edit("first", "second");
       assert.equal(await sub(), "carol");
       assert.equal(sockets.every((origin) => origin === dev.match[1]), !throughDev, `WebSockets of hot reload: ${sockets}`);
@@ -145,11 +136,12 @@ export function developing(name, { dir: makeDir, files, command, message, signal
       assert.equal(await call(), 200); // the session and the API are as before
       await writeAll(throughDev);
       sockets.length = 0;
+      connected = hotReloadConnects(page);
       await rm(join(dir, "down"));
       await page.getByText("second").waitFor(); // the page loads itself again
       assert.equal(await sub(), "carol");
       if (throughDev) {
-        await until("a WebSocket is open", async () => sockets.length > 0);
+        await connected;
         await edit("second", "third");
         assert.ok(sockets.every((origin) => origin === dev.match[1]), `WebSockets of hot reload: ${sockets}`);
       }

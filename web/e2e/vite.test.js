@@ -6,7 +6,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 
-import { closeBrowser, launch } from "./browser.js";
+import { closeBrowser, hotReloadConnects, launch } from "./browser.js";
 import { freePort, repository, start } from "./process.js";
 import { serve } from "./serve.js";
 
@@ -108,6 +108,7 @@ describe("Vite", { timeout: 180_000 }, () => {
       assert.equal(down.status(), 503);
       assert.match(await page.locator("main").innerText(), new RegExp(`http://localhost:${vitePort}`));
 
+      const connected = hotReloadConnects(page);
       server = await startVite(dir, vitePort);
       await page.locator("#message", { hasText: "first" }).waitFor(); // the page has reloaded itself
       await page.locator("#user", { hasText: "nobody" }).waitFor();
@@ -118,6 +119,7 @@ describe("Vite", { timeout: 180_000 }, () => {
       assert.equal(headers["content-security-policy"], undefined);
       assert.match(headers["content-security-policy-report-only"], /default-src 'self'/);
 
+      await connected;
       await page.evaluate(() => (globalThis.notReloaded = true));
       await writeFile(join(dir, "src/message.js"), `export const message = "second";\n`);
       await page.locator("#message", { hasText: "second" }).waitFor();
