@@ -34,8 +34,8 @@ async function predict(dir) {
 
 /** Waits for a condition. @param {string} what @param {() => boolean | Promise<boolean>} condition */
 async function until(what, condition) {
-  for (const deadline = Date.now() + 20_000; !(await condition()); await new Promise((resolve) => setTimeout(resolve, 50))) {
-    if (Date.now() > deadline) assert.fail(`not within 20 s: ${what}`);
+  for (const deadline = Date.now() + 30_000; !(await condition()); await new Promise((resolve) => setTimeout(resolve, 50))) {
+    if (Date.now() > deadline) assert.fail(`not within 30 s: ${what}`);
   }
 }
 
@@ -68,7 +68,7 @@ describe("Content-Security-Policy", { timeout: 300_000 }, () => {
   async function visit(dir, frontend, steps, expected = 0) {
     const server = await host(dir, frontend);
     const context = await browser.newContext({ baseURL: server.baseURL });
-    context.setDefaultTimeout(20_000);
+    context.setDefaultTimeout(30_000); // for busy machines
     /** @type {Violation[]} */
     const violations = [];
     /** @type {string[]} */

@@ -98,7 +98,7 @@ for (const mode of ["query", "form_post"]) {
     function journey(title, steps) {
       test(title, async () => {
         const context = await browser.newContext({ baseURL: app });
-        context.setDefaultTimeout(20_000);
+        context.setDefaultTimeout(30_000); // for busy machines
         received.length = 0;
         try {
           await steps(context);
