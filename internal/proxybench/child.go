@@ -95,8 +95,9 @@ func serveGo(w http.ResponseWriter, r *http.Request) {
 
 // serveUpstream is an upstream that costs as little as it can: it answers
 // /api/N with N bytes, whatever is uploaded, /api/chunked/N with N bytes in
-// chunks, /api/head with the head of the request, and /events with one event
-// and then nothing more.
+// chunks, /api/head with the head of the request, /events with one event and
+// then nothing more, eventsPath with more of them, and socketPath with a
+// WebSocket.
 func serveUpstream(l net.Listener) {
 	for {
 		c, err := l.Accept()
@@ -117,7 +118,14 @@ func answerAll(c net.Conn, r *bufio.Reader) {
 		if err != nil {
 			return
 		}
-		if head.second == "/events" {
+		switch head.second {
+		case eventsPath:
+			serveEvents(c)
+			return
+		case socketPath:
+			serveSocket(c, r, head.field("Sec-WebSocket-Key"))
+			return
+		case "/events":
 			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"+
 				"Transfer-Encoding: chunked\r\n\r\nf\r\ndata: an event\n\r\n")
 			io.Copy(io.Discard, r) // until the other side closes
@@ -167,6 +175,16 @@ type head struct {
 	fields strings.Builder
 }
 
+// field returns the value of a field of fields.
+func (h *head) field(name string) string {
+	for line := range strings.Lines(h.fields.String()) {
+		if field, value, _ := strings.Cut(line, ":"); strings.EqualFold(field, name) {
+			return strings.TrimSpace(value)
+		}
+	}
+	return ""
+}
+
 func readHead(r *bufio.Reader) (*head, error) {
 	h := new(head)
 	for first := true; ; first = false {
@@ -182,7 +200,7 @@ func readHead(r *bufio.Reader) (*head, error) {
 		if len(line) <= 2 {
 			return h, nil
 		}
-		if h.second == "/api/head" {
+		if h.second == "/api/head" || h.second == socketPath {
 			h.fields.Write(line)
 		}
 		name, value, _ := bytes.Cut(line, []byte(":"))

@@ -15,6 +15,11 @@
 // figure is the median of -rounds rounds, in each of which every system is
 // measured in every cell once, so that what else the machine does meets all of
 // them.
+//
+// The section bench-calls is about the other calls to Cloakroom, such as a
+// login or an event of a stream. To measure these alone:
+//
+//	go run ./internal/proxybench -only Cloakroom -rows 'call: ' -o docs/performance.md
 package main
 
 import (
@@ -55,7 +60,8 @@ func main() {
 		"how `long` to measure each system in each cell in a round")
 	flag.IntVar(&o.streams, "streams", 10_000, "how many idle event `streams` to open at most; 0 omits them")
 	flag.StringVar(&o.only, "only", "", "`names` of systems, with commas between; all by default")
-	flag.Func("rows", "a regular `expression` for the kinds of load, such as '1 KB response, (1|32) '; all by default",
+	flag.Func("rows",
+		"a regular `expression` for the kinds of load, such as '1 KB response, (1|32) ' or 'call: '; all by default",
 		func(text string) (err error) {
 			o.rows, err = regexp.Compile(text)
 			return err
@@ -73,17 +79,20 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	section, err := run(ctx, o)
-	fmt.Print(section)
-	if err == nil {
-		if *out != "" {
-			err = benchtable.WriteSection(*out, "bench", section)
+	sections, err := run(ctx, o)
+	for _, s := range sections {
+		fmt.Print(s.text)
+		if err == nil && *out != "" {
+			err = benchtable.WriteSection(*out, s.name, s.text)
 		}
 	}
 	if err != nil {
 		log.Fatal(err)
 	}
 }
+
+// section is a section of the Markdown file.
+type section struct{ name, text string }
 
 // cell is one kind of load.
 type cell struct {
@@ -115,34 +124,60 @@ func cells(rows *regexp.Regexp) []cell {
 	return all
 }
 
-func run(ctx context.Context, o options) (string, error) {
+func run(ctx context.Context, o options) (sections []section, err error) {
 	rig, err := newRig(ctx, o)
 	defer rig.close()
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	results := make(benchtable.Results)
+	if len(cells(o.rows)) > 0 {
+		if err := rig.measureCells(ctx, o, results); err != nil {
+			return nil, err
+		}
+		streams := min(o.streams, openFiles()*2/5) // each needs two, and some connections are idle
+		if err := rig.measureStreams(ctx, streams, results); err != nil {
+			return nil, err
+		}
+		sections = append(sections, section{"bench", rig.tables(results, cells(o.rows), streams)})
+	}
+	if len(o.calls()) > 0 && len(rig.brokers()) > 0 {
+		if err := rig.measureCalls(ctx, o, results); err != nil {
+			return sections, err
+		}
+		sections = append(sections, section{"bench-calls", rig.callTables(results, o)})
+	}
+	return sections, compare(results, o)
+}
+
+// measureCells measures the proxied requests in rounds.
+func (r *rig) measureCells(ctx context.Context, o options, results benchtable.Results) error {
 	for round := range o.rounds {
 		log.Printf("round %d of %d", round+1, o.rounds)
 		for _, c := range cells(o.rows) {
-			for _, s := range rig.systems {
+			for _, s := range r.systems {
 				if err := s.measure(ctx, c, o.measure, results); err != nil {
-					return "", fmt.Errorf("%s, %v: %w", s.name, c, err)
+					return fmt.Errorf("%s, %v: %w", s.name, c, err)
 				}
 			}
 		}
 	}
-	streams := min(o.streams, openFiles()*2/5) // each needs two, and some connections are idle
-	for _, s := range rig.systems {
-		if !s.streams || streams == 0 {
+	return nil
+}
+
+// measureStreams measures n idle event streams through each system that has
+// them.
+func (r *rig) measureStreams(ctx context.Context, n int, results benchtable.Results) error {
+	for _, s := range r.systems {
+		if !s.streams || n == 0 {
 			continue
 		}
-		log.Printf("%d streams through %s", streams, s.name)
-		if err := s.measureStreams(ctx, streams, results); err != nil {
-			return "", fmt.Errorf("streams through %s: %w", s.name, err)
+		log.Printf("%d streams through %s", n, s.name)
+		if err := s.measureStreams(ctx, n, results); err != nil {
+			return fmt.Errorf("streams through %s: %w", s.name, err)
 		}
 	}
-	return rig.tables(results, cells(o.rows), streams), compare(results, o)
+	return nil
 }
 
 // compare returns an error for each row whose ratio is larger than o.max.

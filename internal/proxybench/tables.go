@@ -5,6 +5,7 @@ package main
 import (
 	"debug/buildinfo"
 	"fmt"
+	"math"
 	"os/exec"
 	"regexp"
 	"runtime"
@@ -100,6 +101,68 @@ func (r *rig) tables(results benchtable.Results, cells []cell, streams int) stri
 		line("| %s | %.0f MB | %s |", s.name, results.Median(s.name+" peak")/1024, stream)
 	}
 	line("\nThe peak is the sum of `VmHWM` of all processes of a system.")
+	return t.String()
+}
+
+// aboutCalls says how calls are measured.
+const aboutCalls = `%d clients make calls at the same time, each on its own connection. All figures are for one
+call, without what Cloakroom does anyway. *CPU* is the CPU time of Cloakroom alone. *Round trips*
+are those between Cloakroom and Redis, also after the response. *Commands* include those inside of
+scripts.
+`
+
+// callTables returns the section about the calls.
+func (r *rig) callTables(results benchtable.Results, o options) string {
+	var t strings.Builder
+	line := func(format string, args ...any) { fmt.Fprintf(&t, format+"\n", args...) }
+	line("## Other calls\n")
+	line("%s, %d cores, shared with everything else; Go %s, %s, %s.\nMedians of %d rounds, measured by `make bench`.\n",
+		benchtable.Processor(), runtime.NumCPU(), strings.TrimPrefix(runtime.Version(), "go"),
+		version("redis-server", "--version"), time.Now().Format(time.DateOnly), o.rounds)
+	line(aboutCalls, callers)
+	calls := o.calls()
+	for _, c := range calls {
+		line("- *%s*: %s", c.name, c.does)
+	}
+	line("\n| call | system | CPU | relative to a proxied request | round trips | commands | bytes to Redis " +
+		"| bytes from Redis | bytes to the client | allocations | allocated |")
+	line("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
+	median := func(s *system, c call, figure string) float64 {
+		if figure == cpuRatio {
+			return results.Median(s.callKey(c, "cpu")) / results.Median(s.callKey(calls[0], "cpu"))
+		}
+		return max(0, results.Median(s.callKey(c, figure))) // less than the noise: 0
+	}
+	for _, c := range calls {
+		for _, s := range r.brokers() {
+			line("| %s | %s | %s | %.2f | %.1f | %.1f | %.0f | %.0f | %.0f | %.0f | %.1f KB |", c.name, s.name,
+				benchtable.Duration(1e-6*median(s, c, "cpu")), median(s, c, cpuRatio), median(s, c, "trips"),
+				median(s, c, "commands"), median(s, c, "in"), median(s, c, "out"), median(s, c, "got"),
+				median(s, c, "allocations"), median(s, c, "allocated")/1024)
+		}
+	}
+	line("\n| call | goal | why | measured | met |")
+	line("|---|---|---|--:|---|")
+	last := r.brokers()[len(r.brokers())-1]
+	for _, c := range calls {
+		for _, g := range c.goals {
+			want := fmt.Sprintf("at most %.3g of the CPU of a proxied request", g.most)
+			switch {
+			case g.figure == "trips" && g.most < 1:
+				want = "no round trip"
+			case g.figure == "trips":
+				want = fmt.Sprintf("at most %.0f round trips", g.most)
+			}
+			got, met := median(last, c, g.figure), "yes"
+			if g.figure == "trips" {
+				got = math.Round(10*got) / 10 // invalidations and the like are read with it
+			}
+			if got > g.most {
+				met = "**no**"
+			}
+			line("| %s | %s | %s | %.3g | %s |", c.name, want, g.because, got, met)
+		}
+	}
 	return t.String()
 }
 
