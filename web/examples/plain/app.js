@@ -41,12 +41,17 @@ function showState(state) {
 
 /** @param {string} text @param {string} [label] of a button @param {() => unknown} [act] */
 function notify(text, label, act) {
-  $("notice").textContent = text;
-  if (!label) return;
-  const button = document.createElement("button");
-  button.textContent = label;
+  let button = $("notice").querySelector("button");
+  if (label && button?.textContent === label) {
+    $("notice").firstChild.data = text; // the button stays: a click that has begun would be lost with it
+  } else {
+    $("notice").textContent = text;
+    if (!label) return;
+    button = document.createElement("button");
+    button.textContent = label;
+    $("notice").append(" ", button);
+  }
   button.onclick = act;
-  $("notice").append(" ", button);
 }
 
 /** Calls the API and returns its JSON. @param {string} path @param {RequestInit} [init] */
@@ -88,7 +93,9 @@ function listen() {
   ticks = new EventSource("/api/ticks");
   ticks.onmessage = () => ($("ticks").value = `${Number($("ticks").value) + 1}`);
   chat?.close();
+  $("send").disabled = true;
   chat = new WebSocket("/api/chat");
+  chat.onopen = () => ($("send").disabled = false);
   chat.onmessage = ({ data }) => ($("reply").value = data);
 }
 $("chat").onsubmit = (event) => {

@@ -1,4 +1,4 @@
-import { useEffect, useRef, useState } from "react";
+import { useEffect, useState } from "react";
 import { useSession } from "@cloakroom-bff/client/react";
 
 /** An event stream and a WebSocket. Both end with the session, and start with the next. */
@@ -6,19 +6,20 @@ export function Live() {
   const { session } = useSession();
   const [ticks, setTicks] = useState(0);
   const [reply, setReply] = useState("");
-  const chat = useRef(/** @type {WebSocket | undefined} */ (undefined));
+  const [chat, setChat] = useState(/** @type {WebSocket | undefined} */ (undefined)); // while it is open
   useEffect(() => {
     if (!session) return;
     const stream = new EventSource("/api/ticks");
     stream.onmessage = () => setTicks((n) => n + 1);
-    const socket = (chat.current = new WebSocket("/api/chat"));
+    const socket = new WebSocket("/api/chat");
+    socket.onopen = () => setChat(socket);
     socket.onmessage = ({ data }) => setReply(data);
     return () => {
       stream.close();
       socket.close();
+      setChat(undefined);
     };
   }, [session?.id]);
-  const send = (form) => chat.current?.send(form.get("text"));
   return (
     <section>
       <h2>Live</h2>
@@ -28,13 +29,13 @@ export function Live() {
       <form
         onSubmit={(event) => {
           event.preventDefault();
-          send(new FormData(event.currentTarget));
+          chat?.send(new FormData(event.currentTarget).get("text"));
         }}
       >
         <label>
           Message <input name="text" autoComplete="off" />
         </label>{" "}
-        <button>Send</button>
+        <button disabled={!chat}>Send</button>
       </form>
       <p>
         Last reply: <output>{reply}</output>
