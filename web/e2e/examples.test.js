@@ -205,6 +205,8 @@ function journeys(name, { dir, start, order }) {
     await page.context().setOffline(false);
     await trouble.waitFor({ state: "hidden" });
 
+    // The session was idle until now, and would end while the store is down.
+    assert.equal(await page.evaluate(async () => (await fetch("/api/orders", { headers: { "X-CSRF": "1" } })).status), 200);
     deployment.freezeStore(true);
     try {
       await seesTrouble();
