@@ -87,7 +87,7 @@ console.log(user?.name, await WebAssembly.instantiate(new Uint8Array()));
     writeFileSync(
       join(dir, "vite.config.js"),
       `import { cloakroom } from "@cloakroom-bff/client/vite";
-export default { plugins: [cloakroom({ broker: process.env.BROKER, routes: ["/api/"] })], clearScreen: false, build: { target: "es2022" } };`,
+export default { plugins: [cloakroom({ broker: process.env.BROKER, routes: ["/api/"] })], clearScreen: false, cacheDir: ".vite", build: { target: "es2022" } };`, // that of the package is used by the browser test
     );
   });
   after(() => rmSync(dir, { recursive: true }));
