@@ -185,9 +185,14 @@ describe("the package in Chromium", { timeout: 300_000 }, () => {
 
   test("a network that is down and up again changes the state only", () =>
     visit(async (context, open) => {
+      await context.addInitScript(() => {
+        const tab = new BroadcastChannel("cloakroom /bff");
+        window.streamed = new Promise((done) => tab.addEventListener("message", ({ data }) => data?.event === "changed" && done()));
+      });
       const page = await open("/");
       await chooseAlice(page);
       await shows(page, /Alice.* signed-in/);
+      await page.evaluate(() => window.streamed); // the first event, which would show later that the broker is reachable
       await context.setOffline(true);
       await page.evaluate(() => window.client.session(true).catch(() => {}));
       await shows(page, /Alice.* unreachable/);
