@@ -57,15 +57,19 @@ func TestStreamsOfVanishedClientsMakeRoom(t *testing.T) {
 	l := newLimited(t, bff.Limits{}, nil)
 	l.server.SetUserTimeout(time.Second)
 	cookie := l.signedIn().Cookies()[0].String()
+	var conns []net.Conn
 	for range 100 {
 		conn, resp := l.request("GET", "/bff/session/events", cookie, "")
 		if resp.StatusCode != 200 {
 			t.Fatalf("stream: got %d, want 200", resp.StatusCode)
 		}
-		vanish(t, conn)
+		conns = append(conns, conn)
 	}
 	if _, resp := l.request("GET", "/bff/session/events", cookie, ""); resp.StatusCode != 429 {
 		t.Errorf("beyond the limit: got %d, want 429", resp.StatusCode)
+	}
+	for _, conn := range conns {
+		vanish(t, conn)
 	}
 	// An event, which the clients do not acknowledge. Without one there would
 	// be a heartbeat.
