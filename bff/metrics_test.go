@@ -1,6 +1,7 @@
 package bff_test
 
 import (
+	"bufio"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -561,23 +562,37 @@ func TestConnectionsAndTheirRefusalsAreCounted(t *testing.T) {
 	server, stop, ended := serve(t, cfg, l)
 	a := &app{server: server}
 	var open []net.Conn
-	dial := func() {
+	dial := func() (net.Conn, error) {
 		c, err := net.Dial("tcp", l.Addr().String())
-		if errors.Is(err, syscall.ECONNRESET) {
-			return // a refused connection may be reset before the call returns
+		if err == nil {
+			open = append(open, c)
 		}
+		return c, err
+	}
+	// A connection that has sent a request is not closed for a new one.
+	openUsed := func() {
+		t.Helper()
+		c, err := dial()
 		if err != nil {
 			t.Fatal(err)
 		}
-		open = append(open, c)
+		c.SetDeadline(time.Now().Add(testTimeout))
+		fmt.Fprintf(c, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil || resp.Close {
+			t.Fatalf("request: got %v, %v, want a response and an open connection", resp, err)
+		}
 	}
-	dial()
+	openUsed()
 	a.wantRise(t, nil, "cloakroom_connections", 1)
 	a.wantRise(t, nil, "cloakroom_connections_limit", 2)
 	a.wantRise(t, nil, `cloakroom_refusals_total{limit="connections"}`, 0)
-	dial()
+	openUsed()
 	a.wantRise(t, nil, "cloakroom_connections", 2)
-	dial()
+	// A refused connection may be reset before dial returns.
+	if _, err := dial(); err != nil && !errors.Is(err, syscall.ECONNRESET) {
+		t.Fatal(err)
+	}
 	a.wantRise(t, nil, `cloakroom_refusals_total{limit="connections"}`, 1)
 	for _, c := range open {
 		c.Close()
