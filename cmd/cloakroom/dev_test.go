@@ -288,12 +288,14 @@ func TestDevNamesMistakes(t *testing.T) {
 
 func TestDevWithTakenPorts(t *testing.T) {
 	t.Parallel()
-	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	// Not an ephemeral port: connections of other programs can have all of the
+	// next ones.
+	port := freePair(t)
+	taken, err := net.Listen("tcp", "127.0.0.1:"+port)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer taken.Close()
-	_, port, _ := net.SplitHostPort(taken.Addr().String())
 	var stderr lockedBuffer
 	err = run(t.Context(), []string{"dev", "--port", port}, os.Getenv, nil, io.Discard, &stderr)
 	if got := exitCode(err); got != 1 {
