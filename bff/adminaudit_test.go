@@ -40,18 +40,22 @@ func (s *hookedStore) Delete(ctx context.Context, key string) error {
 	return s.Store.Delete(ctx, key)
 }
 
-func (s *hookedStore) Add(ctx context.Context, key, member string, ttl time.Duration) error {
-	if err := s.call("Add", key); err != nil {
-		return err
+func (s *hookedStore) Add(ctx context.Context, members map[string]string, ttl time.Duration) error {
+	for key := range members {
+		if err := s.call("Add", key); err != nil {
+			return err
+		}
 	}
-	return s.Store.Add(ctx, key, member, ttl)
+	return s.Store.Add(ctx, members, ttl)
 }
 
-func (s *hookedStore) Members(ctx context.Context, key string) ([]string, error) {
-	if err := s.call("Members", key); err != nil {
-		return nil, err
+func (s *hookedStore) Members(ctx context.Context, keys ...string) ([]string, error) {
+	for _, key := range keys {
+		if err := s.call("Members", key); err != nil {
+			return nil, err
+		}
 	}
-	return s.Store.Members(ctx, key)
+	return s.Store.Members(ctx, keys...)
 }
 
 // newAuditedApp returns an app with administrators, whose events are in log and

@@ -147,20 +147,17 @@ func (h *history) tryWrite(ctx context.Context, e Event) error {
 		return err
 	}
 	key := h.key("session", e.Session)
-	if err := h.store.Add(ctx, key, sealed, h.life); err != nil {
-		return err
-	}
+	members := map[string]string{key: sealed}
 	if e.Request != "" {
-		if err := h.store.Add(ctx, h.key("request", e.Request), e.Session, h.life); err != nil {
-			return err
-		}
+		members[h.key("request", e.Request)] = e.Session
 	}
 	if e.Kind == EventKind(session.SessionStarted) {
 		for _, name := range []string{e.subject, e.userHash} { // either finds it
-			if err := h.store.Add(ctx, h.key("user", name), startedSession(e), h.life); err != nil {
-				return err
-			}
+			members[h.key("user", name)] = startedSession(e)
 		}
+	}
+	if err := h.store.Add(ctx, members, h.life); err != nil {
+		return err
 	}
 	if rand.IntN(maxRefreshes) == 0 {
 		return h.trim(ctx, key)
@@ -192,7 +189,7 @@ func (h *history) trim(ctx context.Context, key string) error {
 	}
 	old := slices.Concat(refreshes[:max(0, len(refreshes)-maxRefreshes)], others[:max(0, len(others)-maxHistory)])
 	for _, e := range old {
-		if err := h.store.Remove(ctx, key, e.member); err != nil {
+		if err := h.store.Remove(ctx, map[string]string{key: e.member}); err != nil {
 			return err
 		}
 	}

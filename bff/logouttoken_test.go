@@ -355,11 +355,11 @@ type forgetfulStore struct {
 	down atomic.Bool
 }
 
-func (s *forgetfulStore) Members(ctx context.Context, key string) ([]string, error) {
+func (s *forgetfulStore) Members(ctx context.Context, keys ...string) ([]string, error) {
 	if s.down.Load() {
 		return nil, errors.New("LOADING")
 	}
-	return s.Memory.Members(ctx, key)
+	return s.Memory.Members(ctx, keys...)
 }
 
 func TestLogoutBeforeTheCallbackWins(t *testing.T) {

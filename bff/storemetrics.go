@@ -114,23 +114,23 @@ func (s *measuredStore) Release(ctx context.Context, key, owner string) error {
 	return err
 }
 
-func (s *measuredStore) Add(ctx context.Context, key, member string, ttl time.Duration) error {
+func (s *measuredStore) Add(ctx context.Context, members map[string]string, ttl time.Duration) error {
 	began := time.Now()
-	err := s.Store.Add(ctx, key, member, ttl)
+	err := s.Store.Add(ctx, members, ttl)
 	s.done("add", began, err)
 	return err
 }
 
-func (s *measuredStore) Members(ctx context.Context, key string) ([]string, error) {
+func (s *measuredStore) Members(ctx context.Context, keys ...string) ([]string, error) {
 	began := time.Now()
-	members, err := s.Store.Members(ctx, key)
+	members, err := s.Store.Members(ctx, keys...)
 	s.done("members", began, err)
 	return members, err
 }
 
-func (s *measuredStore) Remove(ctx context.Context, key, member string) error {
+func (s *measuredStore) Remove(ctx context.Context, members map[string]string) error {
 	began := time.Now()
-	err := s.Store.Remove(ctx, key, member)
+	err := s.Store.Remove(ctx, members)
 	s.done("remove", began, err)
 	return err
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 )
@@ -41,29 +42,30 @@ func (m *Manager) addToIndexes(ctx context.Context, s *Session) error {
 	if life <= 0 {
 		return nil
 	}
-	primary := m.ring.current()[0]
-	if s.SID != "" {
-		if err := m.cfg.Store.Add(ctx, primary.sidKey(s.Issuer, s.SID), memberOf(s), life); err != nil {
-			return err
+	return m.cfg.Store.Add(ctx, s.memberships(m.ring.current()[:1]), life)
+}
+
+// memberships returns the member of a session in the indexes of keys.
+func (s *Session) memberships(keys []serverKey) map[string]string {
+	members := make(map[string]string)
+	for _, k := range keys {
+		members[k.userKey(s.Issuer, s.Subject)] = memberOf(s)
+		if s.SID != "" {
+			members[k.sidKey(s.Issuer, s.SID)] = memberOf(s)
 		}
 	}
-	return m.cfg.Store.Add(ctx, primary.userKey(s.Issuer, s.Subject), memberOf(s), life)
+	return members
 }
 
 // removeFromIndexes removes an ended session from the indexes of all keys.
 func (m *Manager) removeFromIndexes(ctx context.Context, s *Session) {
-	for _, k := range m.ring.current() {
-		m.removeMember(ctx, k.userKey(s.Issuer, s.Subject), s.ID, memberOf(s))
-		if s.SID != "" {
-			m.removeMember(ctx, k.sidKey(s.Issuer, s.SID), s.ID, memberOf(s))
-		}
-	}
+	m.removeMembers(ctx, s.ID, s.memberships(m.ring.current()))
 }
 
-// removeMember removes an ended session from an index. A failure does no harm:
-// the member names a session that does not exist, and expires.
-func (m *Manager) removeMember(ctx context.Context, key, id, member string) {
-	if err := m.cfg.Store.Remove(ctx, key, member); err != nil {
+// removeMembers removes an ended session from indexes. A failure does no harm:
+// the members name a session that does not exist, and expire.
+func (m *Manager) removeMembers(ctx context.Context, id string, members map[string]string) {
+	if err := m.cfg.Store.Remove(ctx, members); err != nil {
 		m.log.DebugContext(ctx, "ended session still in an index", "session", id, "err", err)
 	}
 }
@@ -92,24 +94,21 @@ func (m *Manager) finishStart(ctx context.Context, s *Session, began time.Time) 
 // endedAtProvider reports whether EndAll was called for the session's user or
 // sid since its login began.
 func (m *Manager) endedAtProvider(ctx context.Context, s *Session, began time.Time) (bool, error) {
+	var keys []string
 	for _, k := range m.ring.current() {
-		keys := []string{k.endedKey(s.Issuer, s.Subject, "")}
+		keys = append(keys, k.endedKey(s.Issuer, s.Subject, ""))
 		if s.SID != "" {
 			keys = append(keys, k.endedKey(s.Issuer, "", s.SID), k.endedKey(s.Issuer, s.Subject, s.SID))
 		}
-		for _, key := range keys {
-			ends, err := m.cfg.Store.Members(ctx, key)
-			if err != nil {
-				return false, err
-			}
-			for _, at := range ends {
-				if ms, err := strconv.ParseInt(at, 10, 64); err != nil || ms >= began.UnixMilli() {
-					return true, nil
-				}
-			}
-		}
 	}
-	return false, nil
+	ends, err := m.cfg.Store.Members(ctx, keys...)
+	if err != nil {
+		return false, err
+	}
+	return slices.ContainsFunc(ends, func(at string) bool {
+		ms, err := strconv.ParseInt(at, 10, 64)
+		return err != nil || ms >= began.UnixMilli()
+	}), nil
 }
 
 // memberSize is the size of a member of an index: the 16 octets of Session.ID,

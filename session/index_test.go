@@ -238,9 +238,9 @@ func (s *interposedStore) reached(method string) {
 	}
 }
 
-func (s *interposedStore) Add(ctx context.Context, key, member string, ttl time.Duration) error {
+func (s *interposedStore) Add(ctx context.Context, members map[string]string, ttl time.Duration) error {
 	s.reached("Add")
-	return s.Memory.Add(ctx, key, member, ttl)
+	return s.Memory.Add(ctx, members, ttl)
 }
 
 func (s *interposedStore) Create(ctx context.Context, key string, value []byte, ttl time.Duration) (bool, error) {
@@ -248,7 +248,7 @@ func (s *interposedStore) Create(ctx context.Context, key string, value []byte, 
 	return s.Memory.Create(ctx, key, value, ttl)
 }
 
-func (s *interposedStore) Members(ctx context.Context, key string) ([]string, error) {
+func (s *interposedStore) Members(ctx context.Context, keys ...string) ([]string, error) {
 	s.reached("Members")
-	return s.Memory.Members(ctx, key)
+	return s.Memory.Members(ctx, keys...)
 }

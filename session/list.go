@@ -138,11 +138,12 @@ func (m *Manager) EndAll(ctx context.Context, issuer, subject, sid string, reaso
 		return nil, errors.New("end sessions: subject or sid is required")
 	}
 	// The end is written before the sessions are listed: see Start.
-	now := strconv.FormatInt(time.Now().UnixMilli(), 10)
+	now, ends := strconv.FormatInt(time.Now().UnixMilli(), 10), make(map[string]string)
 	for _, k := range m.ring.current() {
-		if err := m.cfg.Store.Add(ctx, k.endedKey(issuer, subject, sid), now, endedMemory); err != nil {
-			return nil, storeError("remember a logout", err)
-		}
+		ends[k.endedKey(issuer, subject, sid)] = now
+	}
+	if err := m.cfg.Store.Add(ctx, ends, endedMemory); err != nil {
+		return nil, storeError("remember a logout", err)
 	}
 	listed, err := m.listedFor(ctx, issuer, subject, sid)
 	if err != nil {
@@ -220,7 +221,9 @@ func inBoth(a, b []listedSession) []listedSession {
 
 // removeListed removes an ended session from the sets in which it was found.
 func (m *Manager) removeListed(ctx context.Context, l listedSession) {
+	members := make(map[string]string)
 	for _, key := range l.keys {
-		m.removeMember(ctx, key, l.id, l.member)
+		members[key] = l.member
 	}
+	m.removeMembers(ctx, l.id, members)
 }

@@ -198,11 +198,11 @@ type unlistingStore struct {
 	full bool
 }
 
-func (s *unlistingStore) Add(ctx context.Context, key, member string, ttl time.Duration) error {
+func (s *unlistingStore) Add(ctx context.Context, members map[string]string, ttl time.Duration) error {
 	if s.full {
 		return errors.New("full")
 	}
-	return s.Memory.Add(ctx, key, member, ttl)
+	return s.Memory.Add(ctx, members, ttl)
 }
 
 func TestReplicasMayDifferInMaxLifetime(t *testing.T) {

@@ -63,18 +63,23 @@ type Leases interface {
 }
 
 // Sets are sets of strings under a key. Each member has its own time to live,
-// and a set exists as long as it has members.
+// and a set exists as long as it has members. The methods are atomic for each
+// set, not for several. They take several sets so that a store on another
+// machine needs one round trip for them.
 type Sets interface {
-	// Add adds a member to the set under key, for ttl from now on. If the set
-	// already has the member, Add can only prolong the member's time to live.
-	Add(ctx context.Context, key, member string, ttl time.Duration) error
-	// Members returns the members of the set under key, in any order; none if
-	// there is no such set. Members may return an expired member for some
-	// minutes, while the set has other members that have not expired.
-	Members(ctx context.Context, key string) ([]string, error)
-	// Remove removes a member from the set under key. Removing a member that
-	// the set does not have is not an error.
-	Remove(ctx context.Context, key, member string) error
+	// Add adds to each of several sets one member, for ttl from now on. If a
+	// set already has the member, Add can only prolong the member's time to
+	// live. The keys of members are those of the sets.
+	Add(ctx context.Context, members map[string]string, ttl time.Duration) error
+	// Members returns the members of the sets under keys, in any order; none if
+	// there is no such set. A member of several sets is returned several times.
+	// Members may return an expired member for some minutes, while its set has
+	// other members that have not expired.
+	Members(ctx context.Context, keys ...string) ([]string, error)
+	// Remove removes from each of several sets one member. Removing a member
+	// that the set does not have is not an error. The keys of members are those
+	// of the sets.
+	Remove(ctx context.Context, members map[string]string) error
 }
 
 // Watcher announces writes of all processes. Caches depend on these

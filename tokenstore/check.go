@@ -82,10 +82,10 @@ func (s *Redis) checkOperations(ctx context.Context) []Problem {
 	_, err = s.Acquire(ctx, key, owner, scratchLife)
 	try("acquire", err)
 	try("release", s.Release(ctx, key, owner))
-	try("add", s.Add(ctx, set, "member", scratchLife))
+	try("add", s.Add(ctx, map[string]string{set: "member"}, scratchLife))
 	_, err = s.Members(ctx, set)
 	try("list", err)
-	try("remove", s.Remove(ctx, set, "member"))
+	try("remove", s.Remove(ctx, map[string]string{set: "member"}))
 	if first == nil {
 		return nil
 	}

@@ -41,7 +41,8 @@ func TestSessionsAreCounted(t *testing.T) {
 			for i := range 50 {
 				create(fmt.Sprintf("session:%d", i), time.Hour)
 				create(fmt.Sprintf("tombstone:%d", i), time.Hour)
-				if err := store.Add(t.Context(), fmt.Sprintf("user:%d", i), "x", time.Hour); err != nil {
+				users := map[string]string{fmt.Sprintf("user:%d", i): "x"}
+				if err := store.Add(t.Context(), users, time.Hour); err != nil {
 					t.Fatal(err)
 				}
 			}

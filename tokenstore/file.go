@@ -239,50 +239,64 @@ func (f *File) Release(ctx context.Context, key, owner string) error {
 }
 
 // Add is part of session.Store.
-func (f *File) Add(_ context.Context, key, member string, ttl time.Duration) error {
+func (f *File) Add(_ context.Context, members map[string]string, ttl time.Duration) error {
 	return f.db.Batch(func(tx *bbolt.Tx) error {
-		set, err := tx.Bucket(setsBucket).CreateBucketIfNotExists([]byte(key))
-		if err != nil {
-			return err
+		for key, member := range members {
+			set, err := tx.Bucket(setsBucket).CreateBucketIfNotExists([]byte(key))
+			if err != nil {
+				return err
+			}
+			if left, _, ok := parseEntry(set.Get([]byte(member))); ok && left > ttl {
+				continue
+			}
+			if err := set.Put([]byte(member), newEntry(ttl, nil)); err != nil {
+				return err
+			}
 		}
-		if left, _, ok := parseEntry(set.Get([]byte(member))); ok && left > ttl {
-			return nil
-		}
-		return set.Put([]byte(member), newEntry(ttl, nil))
+		return nil
 	})
 }
 
 // Members is part of session.Store.
-func (f *File) Members(_ context.Context, key string) (members []string, err error) {
+func (f *File) Members(_ context.Context, keys ...string) (members []string, err error) {
 	err = f.db.View(func(tx *bbolt.Tx) error {
-		members = nil
-		set := tx.Bucket(setsBucket).Bucket([]byte(key))
-		if set == nil {
-			return nil
-		}
-		return set.ForEach(func(member, entry []byte) error {
-			if _, _, ok := parseEntry(entry); ok {
-				members = append(members, string(member))
+		for _, key := range keys {
+			set := tx.Bucket(setsBucket).Bucket([]byte(key))
+			if set == nil {
+				continue
 			}
-			return nil
-		})
+			if err := set.ForEach(func(member, entry []byte) error {
+				if _, _, ok := parseEntry(entry); ok {
+					members = append(members, string(member))
+				}
+				return nil
+			}); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	return members, err
 }
 
 // Remove is part of session.Store.
-func (f *File) Remove(_ context.Context, key, member string) error {
+func (f *File) Remove(_ context.Context, members map[string]string) error {
 	return f.db.Batch(func(tx *bbolt.Tx) error {
 		sets := tx.Bucket(setsBucket)
-		set := sets.Bucket([]byte(key))
-		if set == nil {
-			return nil
-		}
-		if err := set.Delete([]byte(member)); err != nil {
-			return err
-		}
-		if first, _ := set.Cursor().First(); first == nil {
-			return sets.DeleteBucket([]byte(key))
+		for key, member := range members {
+			set := sets.Bucket([]byte(key))
+			if set == nil {
+				continue
+			}
+			if err := set.Delete([]byte(member)); err != nil {
+				return err
+			}
+			if first, _ := set.Cursor().First(); first != nil {
+				continue
+			}
+			if err := sets.DeleteBucket([]byte(key)); err != nil {
+				return err
+			}
 		}
 		return nil
 	})

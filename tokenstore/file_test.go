@@ -46,7 +46,7 @@ func TestFileOutlivesItsProcess(t *testing.T) {
 	}
 	create("session:a", time.Minute)
 	create("session:short", 50*time.Millisecond)
-	if err := store.Add(t.Context(), "user:x", "a", time.Minute); err != nil {
+	if err := store.Add(t.Context(), map[string]string{"user:x": "a"}, time.Minute); err != nil {
 		t.Fatal(err)
 	}
 	if acquired, err := store.Acquire(t.Context(), "refresh:a", "first", time.Minute); !acquired || err != nil {
@@ -297,7 +297,7 @@ func TestFileRemovesWhatHasExpired(t *testing.T) {
 			if _, err := store.Create(t.Context(), key, nil, ttl); err != nil {
 				t.Fatal(err)
 			}
-			if err := store.Add(t.Context(), "user:x", key, ttl); err != nil {
+			if err := store.Add(t.Context(), map[string]string{"user:x": key}, ttl); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -132,43 +132,50 @@ func (m *Memory) Release(_ context.Context, key, owner string) error {
 }
 
 // Add is part of session.Store.
-func (m *Memory) Add(_ context.Context, key, member string, ttl time.Duration) error {
+func (m *Memory) Add(_ context.Context, members map[string]string, ttl time.Duration) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.sweep()
 	if m.sets == nil {
 		m.sets = make(map[string]set)
 	}
-	s := m.sets[key]
-	if s == nil {
-		s = make(set)
-		m.sets[key] = s
-	}
 	now := time.Now()
-	s.expire(now)
-	if expires := now.Add(ttl); expires.After(s[member]) {
-		s[member] = expires
+	for key, member := range members {
+		s := m.sets[key]
+		if s == nil {
+			s = make(set)
+			m.sets[key] = s
+		}
+		s.expire(now)
+		if expires := now.Add(ttl); expires.After(s[member]) {
+			s[member] = expires
+		}
 	}
 	return nil
 }
 
 // Members is part of session.Store.
-func (m *Memory) Members(_ context.Context, key string) ([]string, error) {
+func (m *Memory) Members(_ context.Context, keys ...string) (members []string, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	s := m.sets[key]
-	s.expire(time.Now())
-	return slices.Sorted(maps.Keys(s)), nil
+	for _, key := range keys {
+		s := m.sets[key]
+		s.expire(time.Now())
+		members = append(members, slices.Sorted(maps.Keys(s))...)
+	}
+	return members, nil
 }
 
 // Remove is part of session.Store.
-func (m *Memory) Remove(_ context.Context, key, member string) error {
+func (m *Memory) Remove(_ context.Context, members map[string]string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	s := m.sets[key]
-	delete(s, member)
-	if len(s) == 0 {
-		delete(m.sets, key)
+	for key, member := range members {
+		s := m.sets[key]
+		delete(s, member)
+		if len(s) == 0 {
+			delete(m.sets, key)
+		}
 	}
 	return nil
 }

@@ -305,25 +305,66 @@ if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[3]) then redis.call('PEXPIRE', KE
 return true`)
 
 // Add is part of session.Store.
-func (s *Redis) Add(ctx context.Context, key, member string, ttl time.Duration) error {
+func (s *Redis) Add(ctx context.Context, members map[string]string, ttl time.Duration) error {
 	now := time.Now()
-	_, err := s.run(ctx, add, key, member, now.Add(ttl).UnixMilli(), milli(ttl), now.Add(-expiredFor).UnixMilli())
-	return err
-}
-
-// Members is part of session.Store.
-func (s *Redis) Members(ctx context.Context, key string) ([]string, error) {
-	var members []string
-	err := s.do(ctx, func(ctx context.Context) (err error) {
-		members, err = s.client.ZRange(ctx, s.prefix+key, 0, -1).Result()
+	expires, kept := now.Add(ttl).UnixMilli(), now.Add(-expiredFor).UnixMilli()
+	addAll := func(ctx context.Context, eval evalFunc) error {
+		return s.pipeline(ctx, func(pipe redis.Pipeliner) {
+			for key, member := range members {
+				eval(ctx, pipe, []string{s.prefix + key}, member, expires, milli(ttl), kept, s.channel(key))
+			}
+		})
+	}
+	return s.do(ctx, func(ctx context.Context) error {
+		err := addAll(ctx, add.EvalSha)
+		if redis.HasErrorPrefix(err, "NOSCRIPT") { // Redis has not seen it yet
+			err = addAll(ctx, add.Eval)
+		}
 		return err
 	})
-	return members, err
+}
+
+// evalFunc is a method of redis.Script.
+type evalFunc func(ctx context.Context, c redis.Scripter, keys []string, args ...any) *redis.Cmd
+
+// Members is part of session.Store.
+func (s *Redis) Members(ctx context.Context, keys ...string) (members []string, err error) {
+	lists := make([]*redis.StringSliceCmd, len(keys))
+	err = s.do(ctx, func(ctx context.Context) error {
+		return s.pipeline(ctx, func(pipe redis.Pipeliner) {
+			for i, key := range keys {
+				lists[i] = pipe.ZRange(ctx, s.prefix+key, 0, -1)
+			}
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, list := range lists {
+		members = append(members, list.Val()...)
+	}
+	return members, nil
 }
 
 // Remove is part of session.Store.
-func (s *Redis) Remove(ctx context.Context, key, member string) error {
-	return s.do(ctx, func(ctx context.Context) error { return s.client.ZRem(ctx, s.prefix+key, member).Err() })
+func (s *Redis) Remove(ctx context.Context, members map[string]string) error {
+	return s.do(ctx, func(ctx context.Context) error {
+		return s.pipeline(ctx, func(pipe redis.Pipeliner) {
+			for key, member := range members {
+				pipe.ZRem(ctx, s.prefix+key, member)
+			}
+		})
+	})
+}
+
+// pipeline sends the commands that queue adds to a pipeline in one round trip,
+// to each server that has some of the keys. The error is that of the first
+// command that failed.
+func (s *Redis) pipeline(ctx context.Context, queue func(pipe redis.Pipeliner)) error {
+	pipe := s.client.Pipeline()
+	queue(pipe)
+	_, err := pipe.Exec(ctx)
+	return err
 }
 
 // run runs a script on one key. Scripts are idempotent, since do may retry

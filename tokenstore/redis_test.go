@@ -356,3 +356,45 @@ func TestErrorsHaveHints(t *testing.T) {
 }
 
 type lockedBuffer = testenv.Buffer
+
+// A pipeline is one read for Redis, so is a single command.
+func TestSetsTakeOneRoundTrip(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	store := openRedis(t, server.URL())
+	members := map[string]string{"user:a": "1", "sid:a": "2", "history:a": "3"}
+	calls := []func() error{
+		func() error { return store.Add(t.Context(), members, time.Minute) },
+		func() error {
+			got, err := store.Members(t.Context(), "user:a", "sid:a", "history:a")
+			if err == nil && len(got) != len(members) {
+				err = fmt.Errorf("got the members %q", got)
+			}
+			return err
+		},
+		func() error { return store.Remove(t.Context(), members) },
+	}
+	reads := func() (n int) {
+		_, rest, _ := strings.Cut(server.Do("INFO", "stats"), "total_reads_processed:")
+		if _, err := fmt.Sscan(rest, &n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	create(t, store, "session:connected")
+	if err := store.Add(t.Context(), members, time.Minute); err != nil { // loads the script
+		t.Fatal(err)
+	}
+	for i, call := range calls {
+		before := reads()
+		for range 100 {
+			if err := call(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		// Some reads are of reads itself.
+		if got := reads() - before; got > 110 {
+			t.Errorf("100 calls of function %d with %d sets: got %d round trips, want one each", i, len(members), got)
+		}
+	}
+}

@@ -80,13 +80,15 @@ func TestSilentlyDroppedIdleConnections(t *testing.T) {
 					return true, store.Release(ctx, "refresh:a", "me")
 				}},
 				{"Add", func(ctx context.Context) (bool, error) {
-					return true, store.Add(ctx, "user:a", "m", time.Hour)
+					return true, store.Add(ctx, map[string]string{"user:a": "m"}, time.Hour)
 				}},
 				{"Members", func(ctx context.Context) (bool, error) {
 					members, err := store.Members(ctx, "user:a")
 					return len(members) == 1, err
 				}},
-				{"Remove", func(ctx context.Context) (bool, error) { return true, store.Remove(ctx, "user:a", "m") }},
+				{"Remove", func(ctx context.Context) (bool, error) {
+					return true, store.Remove(ctx, map[string]string{"user:a": "m"})
+				}},
 				{"Ping", func(ctx context.Context) (bool, error) { return true, store.Ping(ctx) }},
 				{"Delete", func(ctx context.Context) (bool, error) { return true, store.Delete(ctx, "session:a") }},
 			}

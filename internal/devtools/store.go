@@ -83,23 +83,23 @@ func (s *switchedStore) Release(ctx context.Context, key, owner string) error {
 	return s.TokenStore.Release(ctx, key, owner)
 }
 
-func (s *switchedStore) Add(ctx context.Context, key, member string, ttl time.Duration) error {
+func (s *switchedStore) Add(ctx context.Context, members map[string]string, ttl time.Duration) error {
 	if err := s.err(); err != nil {
 		return err
 	}
-	return s.TokenStore.Add(ctx, key, member, ttl)
+	return s.TokenStore.Add(ctx, members, ttl)
 }
 
-func (s *switchedStore) Members(ctx context.Context, key string) ([]string, error) {
+func (s *switchedStore) Members(ctx context.Context, keys ...string) ([]string, error) {
 	if err := s.err(); err != nil {
 		return nil, err
 	}
-	return s.TokenStore.Members(ctx, key)
+	return s.TokenStore.Members(ctx, keys...)
 }
 
-func (s *switchedStore) Remove(ctx context.Context, key, member string) error {
+func (s *switchedStore) Remove(ctx context.Context, members map[string]string) error {
 	if err := s.err(); err != nil {
 		return err
 	}
-	return s.TokenStore.Remove(ctx, key, member)
+	return s.TokenStore.Remove(ctx, members)
 }

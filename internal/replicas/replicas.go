@@ -176,7 +176,7 @@ func (w *Watcher) publish(ctx context.Context, value []byte) error {
 	if err != nil {
 		return err
 	}
-	return w.store.Add(ctx, setKey, w.id, ttl)
+	return w.store.Add(ctx, map[string]string{setKey: w.id}, ttl)
 }
 
 // remove removes the record of this replica. If the store fails, it expires.
@@ -185,7 +185,7 @@ func (w *Watcher) remove(ctx context.Context) {
 	defer cancel()
 	err := w.store.Delete(ctx, recordKey(w.id))
 	if err == nil {
-		err = w.store.Remove(ctx, setKey, w.id)
+		err = w.store.Remove(ctx, map[string]string{setKey: w.id})
 	}
 	if err != nil && !w.failed {
 		w.log.Warn("record of this replica not removed; it expires", "err", err)

@@ -347,11 +347,11 @@ func (s *brokenStore) Touch(ctx context.Context, key string, ttl time.Duration) 
 	return s.Store.Touch(ctx, key, ttl)
 }
 
-func (s *brokenStore) Members(ctx context.Context, key string) ([]string, error) {
+func (s *brokenStore) Members(ctx context.Context, keys ...string) ([]string, error) {
 	if s.broken.Load() {
 		return nil, errBroken
 	}
-	return s.Store.Members(ctx, key)
+	return s.Store.Members(ctx, keys...)
 }
 
 func (s *brokenStore) Delete(ctx context.Context, key string) error {

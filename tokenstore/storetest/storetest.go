@@ -38,6 +38,7 @@ func Run(t *testing.T, store session.Store) {
 		{"OnlyHolderRenewsAndReleasesLease", (*contract).onlyHolderRenewsAndReleasesLease},
 		{"AcquireHasOneWinner", (*contract).acquireHasOneWinner},
 		{"SetHasEachMemberOnce", (*contract).setHasEachMemberOnce},
+		{"SetsAreUsedTogether", (*contract).setsAreUsedTogether},
 		{"SetExpiresWithLastMember", (*contract).setExpiresWithLastMember},
 		{"ShorterTTLTakesNothingFromOthers", (*contract).shorterTTLTakesNothingFromOthers},
 		{"EveryWriteIsAnnounced", (*contract).everyWriteIsAnnounced},
@@ -265,7 +266,7 @@ func (c *contract) acquireHasOneWinner(t *testing.T) {
 func (c *contract) setHasEachMemberOnce(t *testing.T) {
 	ctx := t.Context()
 	wantMembers(t, c.store, c.key(t))
-	if err := c.store.Remove(ctx, c.key(t), "absent"); err != nil {
+	if err := c.store.Remove(ctx, map[string]string{c.key(t): "absent"}); err != nil {
 		t.Errorf("Remove from an absent set: %v", err)
 	}
 	for _, member := range []string{"z", "\x00\xff\r\n", "a", "z"} {
@@ -273,11 +274,35 @@ func (c *contract) setHasEachMemberOnce(t *testing.T) {
 	}
 	wantMembers(t, c.store, c.key(t), "z", "\x00\xff\r\n", "a")
 	for range 2 {
-		if err := c.store.Remove(ctx, c.key(t), "a"); err != nil {
+		if err := c.store.Remove(ctx, map[string]string{c.key(t): "a"}); err != nil {
 			t.Errorf("Remove: %v", err)
 		}
 	}
 	wantMembers(t, c.store, c.key(t), "\x00\xff\r\n", "z")
+}
+
+func (c *contract) setsAreUsedTogether(t *testing.T) {
+	ctx := t.Context()
+	first, second, third := c.key(t)+" 1", c.key(t)+" 2", c.key(t)+" 3"
+	wantMembers(t, c.store, first) // and no key at all is no error
+	if got, err := c.store.Members(ctx); len(got) > 0 || err != nil {
+		t.Errorf("Members of no set: got %q, %v", got, err)
+	}
+	members := map[string]string{first: "a", second: "b", third: "a"}
+	if err := c.store.Add(ctx, members, time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	addMember(t, c.store, first, "c", time.Minute)
+	got, err := c.store.Members(ctx, first, c.key(t)+" absent", second, third)
+	if slices.Sort(got); !slices.Equal(got, []string{"a", "a", "b", "c"}) || err != nil {
+		t.Errorf("Members of several sets: got %q, %v", got, err)
+	}
+	if err := c.store.Remove(ctx, members); err != nil {
+		t.Fatal(err)
+	}
+	wantMembers(t, c.store, first, "c")
+	wantMembers(t, c.store, second)
+	wantMembers(t, c.store, third)
 }
 
 func (c *contract) setExpiresWithLastMember(t *testing.T) {
@@ -383,7 +408,7 @@ func (c *contract) everyWriteIsAnnounced(t *testing.T) {
 
 func addMember(t *testing.T, store session.Store, key, member string, ttl time.Duration) {
 	t.Helper()
-	if err := store.Add(t.Context(), key, member, ttl); err != nil {
+	if err := store.Add(t.Context(), map[string]string{key: member}, ttl); err != nil {
 		t.Fatalf("Add to %s: %v", key, err)
 	}
 }
