@@ -1,6 +1,7 @@
 package session
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -252,7 +253,12 @@ func (m *Manager) find(ctx context.Context, t Ticket) (*Session, error) {
 }
 
 // load reads the session that a ticket opens from the store.
-func (m *Manager) load(ctx context.Context, t Ticket) (*Session, error) {
+func (m *Manager) load(ctx context.Context, t Ticket) (*Session, error) { return m.reload(ctx, t, nil) }
+
+// reload is load for a caller with an earlier read of the session, which may be
+// nil. A record that has not changed since is not opened again: to decrypt,
+// decompress and parse it is much of the work of a read.
+func (m *Manager) reload(ctx context.Context, t Ticket, earlier *Session) (*Session, error) {
 	id := t.sessionID
 	if id == "" {
 		return nil, ErrNone
@@ -267,7 +273,7 @@ func (m *Manager) load(ctx context.Context, t Ticket) (*Session, error) {
 		m.revokeKept(ctx, t)
 		return nil, ErrNone
 	}
-	s, err := m.open(ctx, t, sealed)
+	s, err := m.openAgain(ctx, t, sealed, earlier)
 	if err != nil {
 		return nil, err
 	}
@@ -287,6 +293,17 @@ func (m *Manager) load(ctx context.Context, t Ticket) (*Session, error) {
 	m.cache.noteLimit(id, s.limit)
 	m.cache.put(s, generation, valid, now)
 	return s, nil
+}
+
+// openAgain is open for a caller with an earlier read of the session, which may
+// be nil. Equal records are of the same seal, whose nonce is random.
+func (m *Manager) openAgain(ctx context.Context, t Ticket, sealed []byte, earlier *Session) (*Session, error) {
+	if earlier == nil || !earlier.ticket.Equal(t) || !bytes.Equal(earlier.sealed, sealed) {
+		return m.open(ctx, t, sealed)
+	}
+	s := *earlier
+	s.replaces = nil
+	return &s, nil
 }
 
 // open opens a record with the session's ticket. The error is ErrNone.

@@ -358,7 +358,7 @@ func (m *Manager) forget(r *refresh) {
 // tokens were obtained but not saved, refreshTokens returns the session with
 // the new tokens as unsaved, together with the error.
 func (m *Manager) refreshTokens(ctx context.Context, s *Session, target string) (fresh, unsaved *Session, err error) {
-	latest, err := m.load(ctx, s.ticket)
+	latest, err := m.reload(ctx, s.ticket, s)
 	if err != nil {
 		return nil, nil, err
 	}
