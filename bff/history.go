@@ -159,7 +159,7 @@ func (h *history) tryWrite(ctx context.Context, e Event) error {
 	if err := h.store.Add(ctx, members, h.life); err != nil {
 		return err
 	}
-	if rand.IntN(maxRefreshes) == 0 {
+	if e.Kind != EventKind(session.SessionStarted) && rand.IntN(maxRefreshes) == 0 { // a start is the first event
 		return h.trim(ctx, key)
 	}
 	return nil
