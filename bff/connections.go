@@ -266,7 +266,7 @@ type limitedConn struct {
 // connection if that takes long.
 func (c *limitedConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
-	if n > 0 && !c.set.memory.awaitRead() {
+	if n > 0 && !c.set.memory.awaitRead(n) {
 		c.set.memory.refuse(c.set.log, clientOf(c))
 		c.Close()
 		return 0, net.ErrClosed

@@ -5,6 +5,7 @@ import (
 	"math"
 	"runtime"
 	runtimemetrics "runtime/metrics"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -15,8 +16,13 @@ type memory struct {
 	sampled atomic.Int64 // when isScarce measured last, in Unix nanoseconds
 	scarce  atomic.Bool
 
-	measured atomic.Int64 // when admitRead measured last, in Unix nanoseconds
-	reads    atomic.Int64 // how many reads are admitted until it measures again
+	unlimited  atomic.Int64 // until when there is no limit, in Unix nanoseconds
+	collecting atomic.Bool  // measure has started the garbage collector
+
+	mu       sync.Mutex // guards all below
+	measured int64      // when admitRead measured last, in Unix nanoseconds
+	plenty   bool       // less than three quarters of the limit were in use then
+	left     int64      // how much memory reads may need until it measures again
 
 	refused refusals // connections and requests
 }
@@ -34,6 +40,14 @@ const (
 	// memoryPerRead is how much the heap can grow by one read: in HTTP/2, the
 	// buffer of a header that is not complete doubles.
 	memoryPerRead = 160 << 10
+	// memoryPerByte is how much more each byte of it can add: in HTTP/2, a
+	// request of 100 bytes needs 7 KiB even if it is refused.
+	memoryPerByte = 64
+	// mostRead is up to how many bytes of a read count: a TLS record, and a
+	// frame of HTTP/2. Longer reads are of bodies in HTTP/1.1.
+	mostRead = 16 << 10
+	// memoryOfMostRead is the most that a read can need.
+	memoryOfMostRead = memoryPerRead + mostRead*memoryPerByte
 	// readWait is how long a connection waits for memory before it is closed.
 	readWait = time.Second
 )
@@ -79,51 +93,67 @@ func (m *memory) isScarce() bool {
 	return scarce
 }
 
-// awaitRead waits until there is memory for what a connection has read. It
-// reports false if there is none within readWait.
-func (m *memory) awaitRead() bool {
-	if m.admitRead() {
+// awaitRead waits until there is memory for the n bytes that a connection has
+// read. It reports false if there is none within readWait.
+func (m *memory) awaitRead(n int) bool {
+	if m.admitRead(n) {
 		return true
 	}
 	for begun := time.Now(); time.Since(begun) < readWait; {
 		time.Sleep(readInterval)
-		if m.admitRead() {
+		if m.admitRead(n) {
 			return true
 		}
 	}
 	return false
 }
 
-// admitRead reports whether there is memory for one read of a connection.
-// Clients can send faster than the garbage collector and the refusals of
-// isScarce free memory. So beyond three quarters of the limit, garbage
-// included, few reads are admitted between two measurements, and none beyond
-// the limit.
-func (m *memory) admitRead() bool {
-	now, last := time.Now().UnixNano(), m.measured.Load()
-	if now-last >= int64(readInterval) && m.measured.CompareAndSwap(last, now) {
-		m.reads.Store(readsWithin(memoryLimit()))
+// admitRead reports whether there is memory for n bytes that a connection has
+// read. Clients can send faster than the garbage collector and the refusals of
+// isScarce free memory. So the reads between two measurements may need no more
+// than half of what was left of the limit, garbage included. The other half is
+// for reads whose memory the measurement did not see yet.
+func (m *memory) admitRead(n int) bool {
+	now := time.Now().UnixNano()
+	if now < m.unlimited.Load() {
+		return true
 	}
-	left := m.reads.Load()
-	return left == math.MaxInt64 || left > 0 && m.reads.Add(-1) >= 0
+	need := memoryPerRead + int64(min(n, mostRead))*memoryPerByte
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if now-m.measured >= int64(readInterval) || m.plenty && m.left < need {
+		m.measure(now)
+	}
+	if m.left < need {
+		return false
+	}
+	m.left -= need
+	return true
 }
 
-// readsWithin returns how many reads the memory limit admits at the moment. It
-// is math.MaxInt64 for any number.
-func readsWithin(limit uint64) int64 {
+// measure sets how much memory reads may need from now on. It is called with mu
+// held.
+func (m *memory) measure(now int64) {
+	m.measured = now
+	limit := memoryLimit()
 	if limit == math.MaxInt64 {
-		return math.MaxInt64
+		m.left = math.MaxInt64
+		m.unlimited.Store(now + int64(readInterval))
+		return
 	}
-	m := readMetrics("/memory/classes/total:bytes", "/memory/classes/heap/released:bytes",
+	v := readMetrics("/memory/classes/total:bytes", "/memory/classes/heap/released:bytes",
 		"/memory/classes/heap/free:bytes")
-	switch used := m[0] - m[1] - m[2]; {
-	case used > limit:
-		go runtime.GC() // without reads, nothing else starts it; ends with the collection
-		return 0
-	case used > limit/4*3:
-		return max(1, int64(limit/16/memoryPerRead))
+	used := v[0] - v[1] - v[2]
+	m.plenty = used < limit/4*3
+	m.left = (int64(limit) - int64(used)) / 2
+	if m.left < memoryOfMostRead && m.collecting.CompareAndSwap(false, true) {
+		// Without reads, nothing else starts the collector. The goroutine ends
+		// with the collection.
+		go func() {
+			runtime.GC()
+			m.collecting.Store(false)
+		}()
 	}
-	return math.MaxInt64
 }
 
 // refuse counts a connection or request for which there is no memory.
