@@ -1,8 +1,10 @@
 package web
 
 import (
+	"cmp"
 	"io/fs"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -10,7 +12,9 @@ import (
 
 // encodings lists the content codings, smallest result first, and the suffixes
 // of compressed siblings that a build may write.
-var encodings = []struct{ coding, suffix string }{{"br", ".br"}, {"zstd", ".zst"}, {"gzip", ".gz"}}
+var encodings = []encoding{{"br", ".br"}, {"zstd", ".zst"}, {"gzip", ".gz"}}
+
+type encoding struct{ coding, suffix string }
 
 // sameBuild is how much older than its file a sibling may be. Copying a build
 // writes files in any order.
@@ -39,17 +43,28 @@ func canCompress(name string, info fs.FileInfo) bool {
 // name or, if it is empty, compressed here.
 type offer struct{ coding, sibling string }
 
-// offers returns the content codings of a file, smallest result first.
-func offers(files fs.FS, name string, info fs.FileInfo) []offer {
+// offers returns the content codings of a file that w may choose: that with the
+// highest weight first and, of equal ones, that with the smallest result. It
+// looks for no more siblings than are needed to choose.
+func offers(files fs.FS, name string, info fs.FileInfo, w weights) []offer {
 	var all []offer
-	for _, e := range encodings {
+	compressible, small := canCompress(name, info), info.Size() < minCompressed
+	for _, e := range slices.SortedStableFunc(slices.Values(encodings), func(a, b encoding) int {
+		return cmp.Compare(w.of(b.coding), w.of(a.coding))
+	}) {
+		if compressible && w.of(e.coding) == 0 {
+			return append(all, offer{coding: e.coding}) // as the rest, it is not acceptable
+		}
 		sibling, err := fs.Stat(files, name+e.suffix)
 		switch {
 		case err == nil && sibling.Mode().IsRegular() && sibling.Size() > 0 && // no coding of anything is empty
 			info.ModTime().Sub(sibling.ModTime()) <= sameBuild:
 			all = append(all, offer{e.coding, name + e.suffix})
-		case canCompress(name, info): // without a sibling, or with one left over from an earlier deploy
+		case compressible: // without a sibling, or with one left over from an earlier deploy
 			all = append(all, offer{coding: e.coding})
+		}
+		if compressible && !small {
+			return all // it is chosen
 		}
 	}
 	return all
@@ -68,11 +83,12 @@ func (h *Handler) negotiate(
 ) (content, func()) {
 	header := w.Header()
 	header.Set("Content-Type", contentType(name))
-	all := offers(files, name, info)
+	accepted := parseAcceptEncoding(r.Header["Accept-Encoding"])
+	all := offers(files, name, info, accepted)
 	if len(all) > 0 { // also if the response is not encoded (RFC 9110, section 12.5.5)
 		header.Add("Vary", "Accept-Encoding")
 	}
-	chosen, ok := parseAcceptEncoding(r.Header["Accept-Encoding"]).choose(all, info.Size() < minCompressed)
+	chosen, ok := accepted.choose(all, info.Size() < minCompressed)
 	if !ok {
 		return identity, func() {}
 	}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -238,6 +239,44 @@ func TestSiblingOfOneCoding(t *testing.T) {
 		wantHeader(t, resp, "Content-Encoding", tt.coding)
 		if got := body(t, resp); tt.sent != "" && got != tt.sent {
 			t.Errorf("%s with %s: got %q, want the sibling", tt.path, tt.accept, got)
+		}
+	}
+}
+
+// openedFiles is an fs.FS that lists what was opened.
+type openedFiles struct {
+	fs.FS
+	names []string
+}
+
+func (f *openedFiles) Open(name string) (fs.File, error) {
+	f.names = append(f.names, name)
+	return f.FS.Open(name)
+}
+
+// Each look for a file is a call to the kernel, for a 304 response too.
+func TestOnlyTheChosenSiblingIsLookedFor(t *testing.T) {
+	opened := &openedFiles{FS: files("index.html", "home", "app.js", script, "app.js.gz", "sibling")}
+	h := newHandler(t, web.Config{FS: opened})
+	for _, tt := range []struct{ accept, coding, siblings string }{
+		{"gzip, deflate, br, zstd", "br", "app.js.br"},
+		{"br;q=0.5, gzip", "gzip", "app.js.gz"},
+		{"br;q=0, zstd", "zstd", "app.js.zst"},
+		{"", "", ""},
+		{"*;q=0", "", ""},
+	} {
+		opened.names = nil
+		resp := do(h, "GET", "/app.js", "Accept-Encoding: "+tt.accept)
+		wantHeader(t, resp, "Content-Encoding", tt.coding)
+		wantHeader(t, resp, "Vary", "Accept-Encoding")
+		var siblings []string
+		for _, name := range opened.names {
+			if strings.HasPrefix(name, "app.js.") {
+				siblings = append(siblings, name)
+			}
+		}
+		if got := strings.Join(slices.Compact(siblings), " "); got != tt.siblings {
+			t.Errorf("%q: got a look for %q, want %q", tt.accept, got, tt.siblings)
 		}
 	}
 }

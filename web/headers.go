@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/http"
 	"slices"
 	"strings"
 
@@ -19,31 +20,31 @@ const (
 
 // newHeaders returns the headers of every response, except for the
 // Content-Security-Policy. The error joins a *ConfigError for each mistake.
-func newHeaders(cfg Config) (map[string]string, error) {
+func newHeaders(cfg Config) (http.Header, error) {
 	permissions, permissionsErr := permissionsPolicy(cfg.PermissionsPolicy)
-	headers := map[string]string{
-		"X-Content-Type-Options":       "nosniff",
-		"Referrer-Policy":              "no-referrer",
-		"Cross-Origin-Opener-Policy":   "same-origin",
-		"Cross-Origin-Resource-Policy": "same-origin",
-		"Permissions-Policy":           permissions,
+	headers := http.Header{
+		"X-Content-Type-Options":       {"nosniff"},
+		"Referrer-Policy":              {"no-referrer"},
+		"Cross-Origin-Opener-Policy":   {"same-origin"},
+		"Cross-Origin-Resource-Policy": {"same-origin"},
+		"Permissions-Policy":           {permissions},
 	}
 	// For browsers that do not know frame-ancestors, and with a policy that is
 	// not enforced. It has no value for other origins.
 	switch ancestors := cfg.CSP["frame-ancestors"]; {
 	case len(ancestors) == 0:
-		headers["X-Frame-Options"] = "DENY"
+		headers.Set("X-Frame-Options", "DENY")
 	case slices.Equal(ancestors, []string{self}):
-		headers["X-Frame-Options"] = "SAMEORIGIN"
+		headers.Set("X-Frame-Options", "SAMEORIGIN")
 	}
 	if cfg.HSTS != "" { // RFC 6797, section 7.2: not over plain http
-		headers["Strict-Transport-Security"] = cfg.HSTS
+		headers.Set("Strict-Transport-Security", cfg.HSTS)
 	}
 	choose := func(key, header, value string, values []string) error {
 		if value == "" {
 			return nil
 		}
-		headers[header] = value
+		headers.Set(header, value)
 		if !slices.Contains(values, value) {
 			return configerr.New(key, value, fmt.Errorf("%q is not one of: %s", value, strings.Join(values, ", ")))
 		}

@@ -3,6 +3,7 @@ package web
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -114,9 +115,7 @@ func (h *Handler) SetHeader(header http.Header) {
 			header.Del(name)
 		}
 	}
-	for name, value := range h.headers {
-		header.Set(name, value)
-	}
+	maps.Copy(header, h.headers)
 	if !h.dev {
 		header.Set(h.policyName, h.policy.forPage(nil))
 		return

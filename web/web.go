@@ -19,6 +19,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net/http"
 	"os"
 	"path"
@@ -109,8 +110,8 @@ type Handler struct {
 	fallback   Fallback
 	errorPage  func(w http.ResponseWriter, r *http.Request, status int) // nil: plain text
 	policy     policy
-	policyName string            // of its header
-	headers    map[string]string // of every response
+	policyName string      // of its header
+	headers    http.Header // of every response
 	sourceMaps bool
 	dev        bool // Config.URL is that of a development server
 	digests    *digests
@@ -222,9 +223,7 @@ func checkDir(dir string) error {
 // ServeHTTP serves the file for the path. If there is none, a navigation gets
 // what Config.Fallback says, and any other request 404.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	for name, value := range h.headers {
-		w.Header().Set(name, value)
-	}
+	maps.Copy(w.Header(), h.headers) // nothing changes a value in place
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		w.Header().Set("Allow", "GET, HEAD")
 		refuse(w, http.StatusMethodNotAllowed)
