@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -111,6 +112,42 @@ func megabyte(t testing.TB) *web.Handler {
 		t.Fatal(err)
 	}
 	return h
+}
+
+// discarding is a response that keeps nothing.
+type discarding struct {
+	header http.Header
+	size   int
+}
+
+func (w *discarding) Header() http.Header { return w.header }
+func (w *discarding) WriteHeader(int)     {}
+
+func (w *discarding) Write(b []byte) (int, error) {
+	w.size += len(b)
+	return len(b), nil
+}
+
+// It is not parallel: it measures what the whole process allocates.
+func TestResponsesShareTheBufferOfTheirCopies(t *testing.T) {
+	const size, requests = 2 << 20, 100
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "index.html"), []byte("home"))
+	write(t, filepath.Join(dir, "large.png"), make([]byte, size))
+	h := newHandler(t, web.Config{Dir: dir})
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for range requests {
+		w := &discarding{header: make(http.Header)}
+		h.ServeHTTP(w, httptest.NewRequest("GET", "/large.png", nil))
+		if w.size != size {
+			t.Fatalf("got %d bytes, want %d", w.size, size)
+		}
+	}
+	runtime.ReadMemStats(&after)
+	if got := (after.TotalAlloc - before.TotalAlloc) / requests; got > 24<<10 { // a buffer has 32 KB
+		t.Errorf("got %d bytes allocated for each response, want less than its buffer", got)
+	}
 }
 
 // The cost of requests with a small response, compared with that of a 404.

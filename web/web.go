@@ -25,6 +25,7 @@ import (
 	"path"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/text/encoding/unicode"
@@ -353,8 +354,27 @@ func (h *Handler) serveFile(w http.ResponseWriter, r *http.Request, files fs.FS,
 	}
 	// Without a time there is no Last-Modified: reproducible builds give every
 	// file the same time. The file itself is passed, for sendfile.
-	http.ServeContent(w, r, "", time.Time{}, c.ReadSeeker)
+	http.ServeContent(copyingWriter(w), r, "", time.Time{}, c.ReadSeeker)
 	return nil
+}
+
+// copyingWriter returns w, with a ReadFrom if it has none: io.Copy would
+// allocate a buffer for each response.
+func copyingWriter(w http.ResponseWriter) http.ResponseWriter {
+	if _, ok := w.(io.ReaderFrom); ok {
+		return w
+	}
+	return bufferedWriter{w}
+}
+
+type bufferedWriter struct{ http.ResponseWriter }
+
+var copyBuffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
+
+func (w bufferedWriter) ReadFrom(r io.Reader) (int64, error) {
+	buf := copyBuffers.Get().(*[32 << 10]byte)
+	defer copyBuffers.Put(buf)
+	return io.CopyBuffer(struct{ io.Writer }{w.ResponseWriter}, r, buf[:])
 }
 
 // serveNotFound serves the app's 404.html with status 404. It returns an error
