@@ -79,7 +79,8 @@ func (o options) calls() []call {
 				{cpuRatio, 0.5, "half of a proxied request is its upstream"},
 			}},
 		{name: "event", prepare: readEvents,
-			does: fmt.Sprintf("one event of 128 bytes, of a stream with an event every %v", eventInterval),
+			does: fmt.Sprintf("one event of 128 bytes; each stream has one every %v and is idle in between",
+				eventInterval),
 			goals: []goal{
 				{"trips", 0.05, "an open stream follows its session"},
 				{cpuRatio, 1. / 3, "one read and one write, not two of each, and no header"},
