@@ -39,3 +39,31 @@ func TestTheFamilyInUseFollowsTheName(t *testing.T) {
 		}
 	}
 }
+
+// Of many addresses only some are compared for each request.
+func TestRequestsSpreadOverManyAddresses(t *testing.T) {
+	t.Parallel()
+	const n, each = 1000, 5
+	u := newNamedSet(t, n)
+	all := *u.servers[0].addresses.Load()
+	for _, a := range all[:n/2] { // half of them have failed
+		a.mu.Lock()
+		a.markFailed(false)
+		a.retryAt.Store(1 << 62)
+		a.mu.Unlock()
+	}
+	for range n / 2 * each {
+		u.selectAddress(nil).busy.Add(1)
+	}
+	for i, a := range all {
+		if got, failed := a.busy.Load(), i < n/2; failed && got != 0 || !failed && (got < 1 || got > 2*each) {
+			t.Errorf("address %d, failed %v: got %d requests, want about %d if it has not failed", i, failed, got, each)
+		}
+	}
+	if got := u.selectAddress(all[n/2:]); got == nil || got.retryAt.Load() == 0 {
+		t.Errorf("with all others tried: got %v, want one that has failed", got)
+	}
+	if got := u.selectAddress(all); got != nil {
+		t.Errorf("with all tried: got %v, want none", got)
+	}
+}

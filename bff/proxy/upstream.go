@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -90,6 +91,10 @@ const (
 	minDown, maxDown = time.Second, 5 * time.Second
 	// An address has failed when so many different requests have, in a row.
 	maxFailing = 3
+	// maxCompared is how many addresses are compared for a request, unless all
+	// of these have failed. To compare a thousand would cost a fifth of the
+	// request.
+	maxCompared = 16
 )
 
 func newServerSet(u Upstream, g *Group) (*serverSet, error) {
@@ -110,47 +115,58 @@ func newServerSet(u Upstream, g *Group) (*serverSet, error) {
 }
 
 // selectAddress returns the address with the fewest requests in flight of those
-// that have not been tried. One that has failed is returned only if all have,
-// or to find out whether it is back; nil means that all have been tried.
+// that have not been tried, or of some of them if there are many. One that has
+// failed is returned only if all have, or to find out whether it is back; nil
+// means that all have been tried.
 func (u *serverSet) selectAddress(tried []*address) *address {
 	now := time.Now()
-	if len(u.servers) == 1 && len(tried) == 0 {
-		if list := u.servers[0].current(now); len(list) == 1 {
-			return list[0]
+	all := u.servers[0].current(now)
+	for _, s := range u.servers[1:] {
+		all = append(all[:len(all):len(all)], s.current(now)...)
+	}
+	if len(all) == 1 && len(tried) == 0 {
+		return all[0]
+	}
+	if len(all) > maxCompared {
+		var some [maxCompared]*address
+		for i := range some {
+			some[i] = all[rand.IntN(len(all))]
+		}
+		if a, preferred := selectFrom(some[:], 0, tried, now); preferred {
+			return a
 		}
 	}
+	a, _ := selectFrom(all, int(u.next.Add(1)), tried, now)
+	return a
+}
+
+// selectFrom is selectAddress for some addresses. Of those that are equal it
+// returns the first one, counted from an index on. It reports whether that has
+// not failed and is not spare, or is to be tried again.
+func selectFrom(all []*address, first int, tried []*address, now time.Time) (best *address, preferred bool) {
 	const healthy, spare, failed = 0, 1, 2
-	var best *address
-	var bestRank, bestPlace int
+	var bestRank int
 	var bestBusy int64
-	n, from := 0, int(u.next.Add(1)&0xffff)
-	for _, s := range u.servers {
-		n += len(s.current(now))
-	}
-	i := 0
-	for _, s := range u.servers {
-		for _, a := range s.current(now) {
-			i++
-			if slices.Contains(tried, a) {
-				continue
+	for i := range all {
+		a := all[(first+i)%len(all)]
+		if slices.Contains(tried, a) {
+			continue
+		}
+		rank := healthy
+		if at := a.retryAt.Load(); at != 0 {
+			rank = failed
+			if at <= now.UnixNano() && a.retry(at) {
+				return a, true
 			}
-			rank := healthy
-			if at := a.retryAt.Load(); at != 0 {
-				rank = failed
-				if at <= now.UnixNano() && a.retry(at) {
-					return a
-				}
-			} else if a.spare.Load() {
-				rank = spare
-			}
-			// Of those that are equal each request begins with another one.
-			place, busy := (i+from)%n, a.busy.Load()
-			if best == nil || cmp.Or(rank-bestRank, cmp.Compare(busy, bestBusy), place-bestPlace) < 0 {
-				best, bestRank, bestBusy, bestPlace = a, rank, busy, place
-			}
+		} else if a.spare.Load() {
+			rank = spare
+		}
+		busy := a.busy.Load()
+		if best == nil || cmp.Or(rank-bestRank, cmp.Compare(busy, bestBusy)) < 0 {
+			best, bestRank, bestBusy = a, rank, busy
 		}
 	}
-	return best
+	return best, best != nil && bestRank == healthy
 }
 
 // retry reports whether a request is to find out if a failed address is back.
