@@ -22,8 +22,8 @@ import (
 )
 
 // child runs this program in a process of its own: "upstream ADDRESS",
-// "goupstream ADDRESS" or "reverseproxy ADDRESS UPSTREAM GOUPSTREAM". It
-// reports whether args name one of these.
+// "goupstream ADDRESS" or "reverseproxy ADDRESS UPSTREAM GOUPSTREAM
+// NGINXUPSTREAM". It reports whether args name one of these.
 func child(args []string) bool {
 	if len(args) < 2 || strings.HasPrefix(args[0], "-") {
 		return false
@@ -38,7 +38,7 @@ func child(args []string) bool {
 	case "goupstream":
 		log.Fatal(http.Serve(l, http.HandlerFunc(serveGo)))
 	case "reverseproxy":
-		log.Fatal(http.Serve(l, newReverseProxy(args[2], args[3], os.Getenv(authorizationEnv))))
+		log.Fatal(http.Serve(l, newReverseProxy(args[2], args[3], args[4], os.Getenv(authorizationEnv))))
 	default:
 		log.Fatalf("no child %s", args[0])
 	}
@@ -51,7 +51,7 @@ const authorizationEnv = "PROXYBENCH_AUTHORIZATION"
 // newReverseProxy returns what an engineer would write who needs no sessions:
 // it keeps as many connections as it uses, and sends the headers that Cloakroom
 // sends.
-func newReverseProxy(upstream, goUpstream, authorization string) http.Handler {
+func newReverseProxy(upstream, goUpstream, nginxUpstream, authorization string) http.Handler {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.MaxIdleConns, transport.MaxIdleConnsPerHost = 0, 512 // the default of 2 dials for most requests
 	transport.DisableCompression = true
@@ -59,8 +59,11 @@ func newReverseProxy(upstream, goUpstream, authorization string) http.Handler {
 		Transport: transport,
 		Rewrite: func(r *httputil.ProxyRequest) {
 			to := upstream
-			if strings.HasPrefix(r.In.URL.Path, goPath) {
+			switch {
+			case strings.HasPrefix(r.In.URL.Path, goPath):
 				to = goUpstream
+			case strings.HasPrefix(r.In.URL.Path, nginxPath):
+				to = nginxUpstream
 			}
 			r.SetURL(&url.URL{Scheme: "http", Host: to})
 			r.SetXForwarded()
@@ -80,8 +83,8 @@ func newReverseProxy(upstream, goUpstream, authorization string) http.Handler {
 }
 
 // goPath begins the paths that go to the upstream that is written with
-// net/http.
-const goPath = "/go/"
+// net/http, nginxPath those that go to nginx.
+const goPath, nginxPath = "/go/", "/nginx/"
 
 // serveGo is an upstream as it is written in Go: it answers /go/N with N bytes.
 func serveGo(w http.ResponseWriter, r *http.Request) {

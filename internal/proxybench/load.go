@@ -112,10 +112,28 @@ func (s *system) load(ctx context.Context, request []byte, c cell, long time.Dur
 	return slices.Concat(took...), nil
 }
 
-// measureStreams opens event streams that then are idle, and keeps how much
-// memory each takes.
-func (s *system) measureStreams(ctx context.Context, n int, r benchtable.Results) error {
-	request := s.request("GET", "/events", 0)
+// measureIdle opens connections that have had a request and then are idle, and
+// event streams that are, and keeps how much memory each takes.
+func (s *system) measureIdle(ctx context.Context, idle, streams int, r benchtable.Results) error {
+	answer := []byte("\r\n\r\nxx")
+	err := s.measureOpen(ctx, idle, s.request("GET", "/api/2", 0), answer, s.name+" connection", r)
+	if err != nil {
+		return fmt.Errorf("idle connections: %w", err)
+	}
+	err = s.measureOpen(ctx, streams, s.request("GET", "/events", 0), []byte("data: an event"), s.name+" stream", r)
+	if err != nil {
+		return fmt.Errorf("event streams: %w", err)
+	}
+	return nil
+}
+
+// measureOpen sends a request on each of n connections, one after the other,
+// and waits for a part of the response. It keeps how much memory a connection
+// takes that stays open after that: by the second half of them, because the
+// first may use memory that was free.
+func (s *system) measureOpen(
+	ctx context.Context, n int, request, until []byte, what string, r benchtable.Results,
+) error {
 	open := func() (net.Conn, error) {
 		c, err := net.Dial("tcp", s.addr)
 		if err != nil {
@@ -127,7 +145,7 @@ func (s *system) measureStreams(ctx context.Context, n int, r benchtable.Results
 		}
 		b := make([]byte, 4096)
 		var all []byte
-		for !bytes.Contains(all, []byte("data: an event")) {
+		for !bytes.Contains(all, until) {
 			n, err := c.Read(b)
 			if err != nil {
 				return nil, fmt.Errorf("%w after %.200q", err, all)
@@ -136,34 +154,34 @@ func (s *system) measureStreams(ctx context.Context, n int, r benchtable.Results
 		}
 		return c, nil
 	}
-	first, err := open()
-	if err != nil {
-		return err
-	}
-	defer first.Close()
-	before := s.memory("VmRSS")
-	streams := make([]net.Conn, 0, n)
+	const settle = 2 * time.Second
+	var before float64
+	conns := make([]net.Conn, 0, n)
 	defer func() {
-		for _, c := range streams {
+		for _, c := range conns {
 			c.Close()
 		}
 	}()
-	for range n {
+	for i := range n {
+		if i == n/2 {
+			time.Sleep(settle)
+			before = s.memory("VmRSS")
+		}
 		c, err := open()
 		if err != nil {
-			return err
+			return fmt.Errorf("the %dth: %w", i+1, err)
 		}
-		streams = append(streams, c)
+		conns = append(conns, c)
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 	}
-	time.Sleep(2 * time.Second) // the streams are idle
-	r.Add(s.name+" stream", (s.memory("VmRSS")-before)/float64(n))
-	for _, c := range streams {
+	time.Sleep(settle)
+	r.Add(what, (s.memory("VmRSS")-before)/float64(n-n/2))
+	for _, c := range conns {
 		c.SetReadDeadline(time.Now().Add(time.Microsecond))
 		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
-			return fmt.Errorf("a stream has not stayed open: %v", err)
+			return fmt.Errorf("a connection has not stayed open: %v", err)
 		}
 	}
 	return nil

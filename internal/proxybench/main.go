@@ -58,7 +58,8 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 5, "how many `rounds` to take the medians of")
 	flag.DurationVar(&o.measure, "time", 600*time.Millisecond,
 		"how `long` to measure each system in each cell in a round")
-	flag.IntVar(&o.streams, "streams", 10_000, "how many idle event `streams` to open at most; 0 omits them")
+	flag.IntVar(&o.streams, "streams", 10_000,
+		"how many idle event `streams`, and then idle connections, to open at most; 0 omits them")
 	flag.StringVar(&o.only, "only", "", "`names` of systems, with commas between; all by default")
 	flag.Func("rows",
 		"a regular `expression` for the kinds of load, such as '1 KB response, (1|32) ' or 'call: '; all by default",
@@ -111,6 +112,8 @@ func cells(rows *regexp.Regexp) []cell {
 	for _, kind := range []cell{
 		{name: "1 KB response", path: "/api/1024", answer: 1024},
 		{name: "1 KB response of a Go server", path: goPath + "1024", answer: 1024},
+		{name: "1 KB response of nginx", path: nginxPath + "1024", answer: 1024},
+		{name: "16 KB response", path: "/api/16384", answer: 16 << 10},
 		{name: "16 KB response in chunks", path: "/api/chunked/16384", answer: 16 << 10},
 		{name: "64 KB response", path: "/api/65536", answer: 64 << 10},
 		{name: "1 MB upload", path: "/api/2", upload: 1 << 20, answer: 2},
@@ -135,11 +138,12 @@ func run(ctx context.Context, o options) (sections []section, err error) {
 		if err := rig.measureCells(ctx, o, results); err != nil {
 			return nil, err
 		}
-		streams := min(o.streams, openFiles()*2/5) // each needs two, and some connections are idle
-		if err := rig.measureStreams(ctx, streams, results); err != nil {
+		// A stream needs two files. Cloakroom keeps some free.
+		idle, streams := min(o.streams, openFiles()*3/5), min(o.streams, openFiles()*12/25)
+		if err := rig.measureConnections(ctx, idle, streams, results); err != nil {
 			return nil, err
 		}
-		sections = append(sections, section{"bench", rig.tables(results, cells(o.rows), streams)})
+		sections = append(sections, section{"bench", rig.tables(results, cells(o.rows), idle, streams)})
 	}
 	if len(o.calls()) > 0 && len(rig.brokers()) > 0 {
 		if err := rig.measureCalls(ctx, o, results); err != nil {
@@ -156,6 +160,9 @@ func (r *rig) measureCells(ctx context.Context, o options, results benchtable.Re
 		log.Printf("round %d of %d", round+1, o.rounds)
 		for _, c := range cells(o.rows) {
 			for _, s := range r.systems {
+				if s.name == single && c.path != "/api/1024" {
+					continue
+				}
 				if err := s.measure(ctx, c, o.measure, results); err != nil {
 					return fmt.Errorf("%s, %v: %w", s.name, c, err)
 				}
@@ -165,16 +172,16 @@ func (r *rig) measureCells(ctx context.Context, o options, results benchtable.Re
 	return nil
 }
 
-// measureStreams measures n idle event streams through each system that has
-// them.
-func (r *rig) measureStreams(ctx context.Context, n int, results benchtable.Results) error {
+// measureConnections measures open connections at each system that can have so
+// many.
+func (r *rig) measureConnections(ctx context.Context, idle, streams int, results benchtable.Results) error {
 	for _, s := range r.systems {
-		if !s.streams || n == 0 {
+		if !s.streams || streams == 0 {
 			continue
 		}
-		log.Printf("%d streams through %s", n, s.name)
-		if err := s.measureStreams(ctx, n, results); err != nil {
-			return fmt.Errorf("streams through %s: %w", s.name, err)
+		log.Printf("%d connections and %d streams through %s", idle, streams, s.name)
+		if err := s.measureIdle(ctx, idle, streams, results); err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
 		}
 	}
 	return nil
@@ -195,8 +202,14 @@ func compare(results benchtable.Results, o options) (err error) {
 	return err
 }
 
+// openFiles returns how many files a process may have open. Root can have more
+// than the default.
 func openFiles() int {
-	var limit syscall.Rlimit
+	const wanted = 1 << 16
+	limit := syscall.Rlimit{Cur: wanted, Max: wanted}
+	if syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit) == nil {
+		return wanted
+	}
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
 		return 1024
 	}

@@ -56,6 +56,7 @@ type rig struct {
 	children []*exec.Cmd
 	upstream string // host:port
 	goServer string // host:port of the upstream with net/http
+	nginx    string // host:port of the upstream that is nginx; nothing listens there if no cell needs it
 	envoy    string // its program
 	oauth2   string // its program
 	redis    string // host:port
@@ -79,6 +80,7 @@ const (
 	oauth2     = "oauth2-proxy"
 	ours       = "Cloakroom"
 	older      = "Cloakroom before"
+	single     = "Cloakroom, GOMAXPROCS=1"
 	user       = "alice"
 	clientName = "bench"
 )
@@ -94,12 +96,17 @@ func newRig(ctx context.Context, o options) (*rig, error) {
 	if err != nil {
 		return r, err
 	}
-	r.upstream, r.goServer, r.redis = freeAddr(), freeAddr(), freeAddr()
+	r.upstream, r.goServer, r.nginx, r.redis = freeAddr(), freeAddr(), freeAddr(), freeAddr()
 	if _, err := r.start(r.goServer, self, "goupstream", r.goServer); err != nil {
 		return r, err
 	}
 	if _, err := r.start(r.upstream, self, "upstream", r.upstream); err != nil {
 		return r, err
+	}
+	if slices.ContainsFunc(cells(o.rows), func(c cell) bool { return strings.HasPrefix(c.path, nginxPath) }) {
+		if err := r.startNginxUpstream(); err != nil {
+			return r, err
+		}
 	}
 	_, port, _ := net.SplitHostPort(r.redis)
 	if _, err := r.start(r.redis, "redis-server", "--bind", "127.0.0.1", "--port", port, "--save", "",
@@ -115,11 +122,16 @@ func newRig(ctx context.Context, o options) (*rig, error) {
 	}{
 		{ours, r.startOurs},
 		{older, func(s *system) error { return r.startBroker(s, o.before) }},
+		{single, func(s *system) error {
+			err := r.startBroker(s, filepath.Join(r.dir, "cloakroom"), "GOMAXPROCS=1")
+			s.streams, s.provider = false, nil // what these measure is as with more
+			return err
+		}},
 		{direct, func(s *system) error { s.addr = r.upstream; return nil }},
 		{bare, func(s *system) (err error) {
 			s.streams = true
 			s.process, err = r.startWith([]string{authorizationEnv + "=" + r.sent}, s.addr, self, "reverseproxy",
-				s.addr, r.upstream, r.goServer)
+				s.addr, r.upstream, r.goServer, r.nginx)
 			return err
 		}},
 		{nginx, r.startNginx},
@@ -263,23 +275,51 @@ func (r *rig) file(name, text string) (string, error) {
 func (r *rig) startNginx(s *system) (err error) {
 	conf, err := r.file("nginx.conf", fmt.Sprintf(`
 daemon off; user root; worker_processes 1; pid %[1]s/nginx.pid; error_log %[1]s/nginx.log crit;
-events { worker_connections 4096; }
+worker_rlimit_nofile %[8]d; events { worker_connections %[8]d; }
 http {
-	access_log off; keepalive_requests 100000000; client_max_body_size 0;
+	access_log off; keepalive_requests 100000000; keepalive_timeout 1h; client_max_body_size 0;
 	client_body_temp_path %[1]s/body; proxy_temp_path %[1]s/proxy; fastcgi_temp_path %[1]s/fastcgi; uwsgi_temp_path %[1]s/uwsgi; scgi_temp_path %[1]s/scgi;
 	upstream api { server %[2]s; keepalive 512; keepalive_requests 100000000; }
 	upstream go { server %[4]s; keepalive 512; keepalive_requests 100000000; }
+	upstream nginx { server %[6]s; keepalive 512; keepalive_requests 100000000; }
 	proxy_http_version 1.1; proxy_set_header Connection ""; proxy_request_buffering off;
 	server {
 		listen %[3]s;
 		location / { proxy_pass http://api; }
+		location /events { proxy_pass http://api; proxy_buffering off; }
 		location %[5]s { proxy_pass http://go; }
+		location %[7]s { proxy_pass http://nginx; }
 	}
-}`, r.dir, r.upstream, s.addr, r.goServer, goPath))
+}`, r.dir, r.upstream, s.addr, r.goServer, goPath, r.nginx, nginxPath, openFiles()))
 	if err != nil {
 		return err
 	}
+	s.streams = true
 	s.process, err = r.start(s.addr, "nginx", "-p", r.dir, "-c", conf, "-e", filepath.Join(r.dir, "nginx.log"))
+	return err
+}
+
+// startNginxUpstream starts an nginx that answers requests itself.
+func (r *rig) startNginxUpstream() error {
+	dir := filepath.Join(r.dir, "upstream")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	conf, err := r.file("upstream.conf", fmt.Sprintf(`
+daemon off; user root; worker_processes 1; pid %[1]s/nginx.pid; error_log %[1]s/nginx.log crit;
+events { worker_connections 4096; }
+http {
+	access_log off; keepalive_requests 100000000; default_type application/json;
+	client_body_temp_path %[1]s/body; proxy_temp_path %[1]s/proxy; fastcgi_temp_path %[1]s/fastcgi; uwsgi_temp_path %[1]s/uwsgi; scgi_temp_path %[1]s/scgi;
+	server {
+		listen %[2]s;
+		location = %[3]s1024 { return 200 %[4]s; }
+	}
+}`, dir, r.nginx, nginxPath, strings.Repeat("x", 1024)))
+	if err != nil {
+		return err
+	}
+	_, err = r.start(r.nginx, "nginx", "-p", dir, "-c", conf, "-e", filepath.Join(dir, "nginx.log"))
 	return err
 }
 
@@ -327,13 +367,15 @@ OIDCPKCEMethod S256
 OIDCCacheType redis
 OIDCRedisCacheServer %[8]s
 OIDCSessionType server-cache
-<LocationMatch "^/(api|go)/">
+<LocationMatch "^/(api|go|nginx)/">
 	AuthType openid-connect
 	Require valid-user
 	RequestHeader set Authorization "Bearer %%{OIDC_access_token}e"
 </LocationMatch>
 ProxyPass /api/ http://%[9]s/api/
-ProxyPass %[11]s http://%[10]s%[11]s`, modules.String(), r.dir, s.addr, r.issuer, clientName, secret, redirect, r.redis, r.upstream, r.goServer, goPath))
+ProxyPass %[11]s http://%[10]s%[11]s
+ProxyPass %[13]s http://%[12]s%[13]s`, modules.String(), r.dir, s.addr, r.issuer, clientName, secret, redirect, r.redis,
+		r.upstream, r.goServer, goPath, r.nginx, nginxPath))
 	if err != nil {
 		return err
 	}
@@ -362,7 +404,8 @@ func (r *rig) startOAuth2Proxy(s *system) error {
 		"--scope=openid profile email offline_access", "--skip-provider-button",
 		"--session-store-type=redis", "--redis-connection-url=redis://"+r.redis,
 		"--pass-access-token", "--pass-authorization-header", "--set-authorization-header=false",
-		"--upstream=http://"+r.upstream+"/api/", "--upstream=http://"+r.goServer+goPath)
+		"--upstream=http://"+r.upstream+"/api/", "--upstream=http://"+r.goServer+goPath,
+		"--upstream=http://"+r.nginx+nginxPath)
 	if err != nil {
 		return err
 	}
@@ -384,7 +427,7 @@ func (r *rig) startOurs(s *system) (err error) {
 
 // startBroker starts a broker: with sessions in Redis, the CSRF check, and a
 // line in the log for each request.
-func (r *rig) startBroker(s *system, program string) error {
+func (r *rig) startBroker(s *system, program string, env ...string) error {
 	app := "http://" + s.host
 	secret, err := r.register(app + "/bff/callback")
 	if err != nil {
@@ -400,18 +443,20 @@ func (r *rig) startBroker(s *system, program string) error {
 	s.provider.SetHooks(devidp.Hooks{EditIDToken: func(_, claims map[string]any) {
 		s.sids.Store(claims["sub"], claims["sid"])
 	}})
-	if s.process, err = r.startWith([]string{
-		"CLOAKROOM_SERVER_LISTEN=" + s.addr, "CLOAKROOM_SERVER_ADMIN_LISTEN=" + s.admin,
-		"CLOAKROOM_SERVER_PUBLIC_URL=" + app, "CLOAKROOM_FRONTEND_DIR=" + files,
+	if s.process, err = r.startWith(append(env,
+		"CLOAKROOM_SERVER_LISTEN="+s.addr, "CLOAKROOM_SERVER_ADMIN_LISTEN="+s.admin,
+		"CLOAKROOM_SERVER_PUBLIC_URL="+app, "CLOAKROOM_FRONTEND_DIR="+files,
 		"CLOAKROOM_SERVER_LIMITS_LOGINS_RATE=1000000/s", "CLOAKROOM_SERVER_LIMITS_LOGINS_BURST=1000000",
-		"CLOAKROOM_OIDC_ISSUER=" + r.issuer, "CLOAKROOM_OIDC_CLIENT_ID=" + clientName,
-		"CLOAKROOM_OIDC_CLIENT_SECRET=" + secret,
-		"CLOAKROOM_STORE_URL=redis://" + r.redis, "CLOAKROOM_SESSION_KEYS=" + base64.StdEncoding.EncodeToString(key),
+		fmt.Sprintf("CLOAKROOM_SERVER_LIMITS_CONNECTIONS=%d", openFiles()*3/4),
+		"CLOAKROOM_OIDC_ISSUER="+r.issuer, "CLOAKROOM_OIDC_CLIENT_ID="+clientName,
+		"CLOAKROOM_OIDC_CLIENT_SECRET="+secret,
+		"CLOAKROOM_STORE_URL=redis://"+r.redis, "CLOAKROOM_SESSION_KEYS="+base64.StdEncoding.EncodeToString(key),
 		fmt.Sprintf("CLOAKROOM_ROUTES=[{path: /api/, upstream: 'http://%[1]s', token: user}, "+
 			"{path: %[3]s, upstream: 'http://%[2]s', token: user}, "+
+			"{path: %[5]s, upstream: 'http://%[4]s', token: user}, "+
 			"{path: /events, upstream: 'http://%[1]s', token: user, csrf: fetch-metadata}]",
-			r.upstream, r.goServer, goPath),
-	}, s.addr, program, "serve"); err != nil {
+			r.upstream, r.goServer, goPath, r.nginx, nginxPath),
+	), s.addr, program, "serve"); err != nil {
 		return err
 	}
 	if err := eventually(func() error {
@@ -529,12 +574,14 @@ static_resources:%[1]s
               domains: ["*"]
               routes:
               - {match: {prefix: %[4]s}, route: {cluster: go, timeout: 0s}}
+              - {match: {prefix: %[7]s}, route: {cluster: nginx, timeout: 0s}}
               - {match: {prefix: /}, route: {cluster: api, timeout: 0s}}
           http_filters:%[5]s
           - name: envoy.filters.http.router
             typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}
   clusters:%[6]s
-`, secrets, host, port, goPath, filter, cluster("api", r.upstream)+cluster("go", r.goServer)+cluster("provider", strings.TrimPrefix(cmp.Or(r.issuer, "http://"+r.upstream), "http://"))))
+`, secrets, host, port, goPath, filter, cluster("api", r.upstream)+cluster("go", r.goServer)+cluster("nginx", r.nginx)+
+		cluster("provider", strings.TrimPrefix(cmp.Or(r.issuer, "http://"+r.upstream), "http://")), nginxPath))
 	if err != nil {
 		return err
 	}

@@ -27,8 +27,8 @@ The systems do different work:
   access token. oauth2-proxy and Cloakroom write a log line for each request. Cloakroom also checks
   for CSRF.
 
-The request has the headers of a browser. The upstream is as cheap as possible, or ` + "`net/http`" + ` if the
-heading says so. The last two columns compare the CPU time.
+The request has the headers of a browser. The upstream is as cheap as possible, or ` + "`net/http`" + ` or nginx
+if the heading says so. The last two columns compare the CPU time.
 
 Figures that were published until 2026-11-28 are not comparable. Their ` + "`httputil.ReverseProxy`" + ` had
 the default pool of http.Transport: two idle connections for each host. So it opened a connection
@@ -36,7 +36,7 @@ for most requests, and it sent fewer headers. The ratios were too good for Cloak
 `
 
 // tables returns the section with the medians.
-func (r *rig) tables(results benchtable.Results, cells []cell, streams int) string {
+func (r *rig) tables(results benchtable.Results, cells []cell, idle, streams int) string {
 	var t strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&t, format+"\n", args...) }
 	line("## The proxy\n")
@@ -63,6 +63,9 @@ func (r *rig) tables(results benchtable.Results, cells []cell, streams int) stri
 			}
 			for _, s := range r.systems {
 				what := s.key(c)
+				if !results.Has(what + " cpu") {
+					continue
+				}
 				cpu := results.Median(what + " cpu")
 				ratio := func(of string) string {
 					other := (&system{name: of}).key(c) + " cpu"
@@ -88,19 +91,22 @@ func (r *rig) tables(results benchtable.Results, cells []cell, streams int) stri
 		line("")
 	}
 	line("### Memory\n")
-	line("| system | peak in all of the above | per idle event stream, of %d |", streams)
-	line("|---|--:|--:|")
+	line("| system | peak in all of the above | per idle connection, of %d | per idle event stream, of %d |",
+		idle, streams)
+	line("|---|--:|--:|--:|")
 	for _, s := range r.systems {
-		if s.process == nil {
+		if s.process == nil || !results.Has(s.name+" peak") {
 			continue
 		}
-		stream := ""
+		connection, stream := "", ""
 		if s.streams && streams > 0 {
+			connection = fmt.Sprintf("%.1f KB", results.Median(s.name+" connection"))
 			stream = fmt.Sprintf("%.1f KB", results.Median(s.name+" stream"))
 		}
-		line("| %s | %.0f MB | %s |", s.name, results.Median(s.name+" peak")/1024, stream)
+		line("| %s | %.0f MB | %s | %s |", s.name, results.Median(s.name+" peak")/1024, connection, stream)
 	}
-	line("\nThe peak is the sum of `VmHWM` of all processes of a system.")
+	line("\nThe peak is the sum of `VmHWM` of all processes of a system. An idle connection has had one request.\n" +
+		"The memory of a connection is the growth by the second half of them.")
 	return t.String()
 }
 
