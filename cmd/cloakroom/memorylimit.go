@@ -6,9 +6,12 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
+	runtimemetrics "runtime/metrics"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // limitMemory sets the memory limit of the Go runtime to 90 % of that of the
@@ -48,3 +51,35 @@ func groupMemory(root, self string) (limit int64) {
 	}
 	return limit
 }
+
+// maxGarbage is how much garbage a small heap may have before it is collected.
+const maxGarbage = 32 << 20
+
+// delayGC has the garbage collector run less often while the heap is small. By
+// default it runs whenever the heap has doubled. A broker keeps a few megabytes
+// and can allocate a hundred in a second, which would be many collections.
+// There is no more garbage than an eighth of the memory limit. It does nothing
+// if GOGC is set.
+var delayGC = sync.OnceFunc(func() {
+	if os.Getenv("GOGC") != "" {
+		return
+	}
+	garbage := uint64(maxGarbage)
+	if limit := debug.SetMemoryLimit(-1); limit < math.MaxInt64 {
+		garbage = min(garbage, uint64(limit)/8)
+	}
+	setGCPercent(garbage)
+})
+
+// setGCPercent sets the growth after which the heap is collected, and does so
+// again after each collection.
+func setGCPercent(garbage uint64) {
+	live := []runtimemetrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	runtimemetrics.Read(live)
+	debug.SetGCPercent(int(max(100, garbage*100/max(1<<20, live[0].Value.Uint64()))))
+	runtime.AddCleanup(new(collected), setGCPercent, garbage)
+}
+
+// collected is an object that the next collection finds unused. It must not be
+// so small that the runtime puts it together with others.
+type collected [32]byte

@@ -6,6 +6,29 @@ import (
 	"testing"
 )
 
+func TestASmallHeapIsCollectedLessOften(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		env         map[string]string
+		least, most float64 // percentage of growth
+	}{
+		"by default":      {nil, 101, 3200},
+		"with a limit":    {map[string]string{"GOMEMLIMIT": "128MiB"}, 101, 1600},
+		"as GOGC demands": {map[string]string{"GOGC": "70"}, 70, 70},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFleet(t, nil)
+			f.startReplicas(test.env, "memory:")
+			admin := f.replicas[0].admin
+			ready(t, admin)
+			if got := scrape(t, admin)["go_gc_gogc_percent"]; got < test.least || got > test.most {
+				t.Errorf("got %v %%, want %v to %v", got, test.least, test.most)
+			}
+		})
+	}
+}
+
 func TestMemoryLimitOfTheControlGroupIsFound(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {

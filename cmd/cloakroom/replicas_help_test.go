@@ -224,7 +224,7 @@ type replica struct {
 }
 
 // startReplica starts a process with settings, which are environment variables
-// without their prefix, and those of OpenTelemetry and crypto/x509. When the
+// without their prefix, and those of Go and OpenTelemetry. When the
 // test ends, the process must exit with status 0 and must have logged neither a
 // panic nor a secret.
 func startReplica(
@@ -237,7 +237,7 @@ func startReplica(
 		if name == "PROGRAM" {
 			continue
 		}
-		if name != "GOMEMLIMIT" && name != "SSL_CERT_FILE" && !strings.HasPrefix(name, "OTEL_") {
+		if name != "GOMEMLIMIT" && name != "GOGC" && name != "SSL_CERT_FILE" && !strings.HasPrefix(name, "OTEL_") {
 			name = "CLOAKROOM_" + name
 		}
 		r.env = append(r.env, name+"="+value)

@@ -35,6 +35,7 @@ signal ends it at once.`,
 			log, stop := newLogger(c.ErrOrStderr(), settings.handler)
 			defer stop()
 			limitMemory(log)
+			delayGC()
 			from := source{
 				load:  func() (*config.Config, error) { return config.Load(file, getenv) },
 				files: func() []string { return config.Files(file, getenv) },

@@ -324,9 +324,10 @@ func (l *rolling) sample(ctx context.Context, replicas ...*replica) (samples fun
 				s.at = append(s.at, time.Now())
 				s.goroutines = append(s.goroutines, metrics["go_goroutines"])
 				s.memory = append(s.memory, metrics["process_resident_memory_bytes"]/(1<<20))
-				// With GOGC=100 the next collection is at twice the heap in
-				// use.
-				s.heap = append(s.heap, metrics["go_memstats_next_gc_bytes"]/(2<<20))
+				// The next collection is when the heap in use has grown by
+				// this percentage.
+				growth := 1 + metrics["go_gc_gogc_percent"]/100
+				s.heap = append(s.heap, metrics["go_memstats_next_gc_bytes"]/growth/(1<<20))
 			}
 		})
 	}
