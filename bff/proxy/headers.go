@@ -19,19 +19,19 @@ const (
 	filter                     // cookies: the broker's own are removed
 )
 
-// headerTable returns the actions for one header that is filtered, and for
-// those that are dropped.
-func headerTable(filtered string, dropped ...string) map[string]headerAction {
-	table := map[string]headerAction{filtered: filter}
-	for _, name := range dropped {
-		table[name] = drop
+// headerTable has the actions for headers by their canonical names.
+type headerTable map[string]headerAction
+
+func (t headerTable) set(action headerAction, names ...string) headerTable {
+	for _, name := range names {
+		t[name] = action
 	}
-	return table
+	return t
 }
 
-// requestHeaders are the actions for request headers. Those that isSpoofable
-// reports are dropped too.
-var requestHeaders = headerTable("Cookie",
+// requestHeaders are the actions for request headers. Those that isSpoofable or
+// isIdentity reports are dropped too, unless they are here.
+var requestHeaders = headerTable{}.set(filter, "Cookie").set(drop,
 	// For one connection (RFC 9110, section 7.6.1).
 	"Connection", "Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade",
 	"Content-Length", "Proxy-Authenticate", "Http2-Settings", "Host", // HTTP/2 allows it beside :authority
@@ -39,24 +39,13 @@ var requestHeaders = headerTable("Cookie",
 	"Authorization", "Proxy-Authorization", "Dpop", "Forwarded", "X-Request-Id", "X-Real-Ip",
 	"X-Rewrite-Url", "X-Client-Ip", "X-Cluster-Client-Ip", "True-Client-Ip", "Client-Ip",
 	"X-Http-Method", "X-Csrf", "X-Background",
+).set(pass,
+	// Nearly every request has some of these. They need no closer look.
+	"Accept", "Accept-Encoding", "Accept-Language", "Cache-Control", "Content-Type", "Origin",
+	"Pragma", "Priority", "Referer", "Sec-Ch-Ua", "Sec-Ch-Ua-Mobile", "Sec-Ch-Ua-Platform",
+	"Sec-Fetch-Dest", "Sec-Fetch-Mode", "Sec-Fetch-Site", "Sec-Fetch-User", "Traceparent",
+	"User-Agent", "If-None-Match", "If-Modified-Since", "Range", "X-Requested-With",
 )
-
-// ordinary are headers that nearly every request has, and that are not
-// spoofable. They need no closer look.
-var ordinary = nameSet(
-	"Accept", "Accept-Encoding", "Accept-Language", "Cache-Control", "Content-Type", "Cookie",
-	"Origin", "Pragma", "Priority", "Referer", "Sec-Ch-Ua", "Sec-Ch-Ua-Mobile",
-	"Sec-Ch-Ua-Platform", "Sec-Fetch-Dest", "Sec-Fetch-Mode", "Sec-Fetch-Site", "Sec-Fetch-User",
-	"Traceparent", "User-Agent", "If-None-Match", "If-Modified-Since", "Range", "X-Requested-With",
-)
-
-func nameSet(names ...string) map[string]bool {
-	set := make(map[string]bool)
-	for _, name := range names {
-		set[name] = true
-	}
-	return set
-}
 
 // isSpoofable reports whether a request header could impersonate a proxy or its
 // certificate (RFC 9440), override the method, or has an underscore, which some
@@ -149,17 +138,15 @@ func headerKeys(names ...string) map[string]bool {
 // impersonates a proxy.
 func CanSetHeader(name string) bool {
 	canonical := http.CanonicalHeaderKey(name)
-	_, used := requestHeaders[canonical]
-	return httpguts.ValidHeaderFieldName(name) && !used && !isSpoofable(canonical) && !framing[canonical]
+	return httpguts.ValidHeaderFieldName(name) && requestHeaders[canonical] == pass &&
+		!isSpoofable(canonical) && !slices.Contains(framing, canonical)
 }
 
 // framing are headers that say where a message ends, or whom it is for.
-var framing = nameSet(
-	"Host", "Content-Length", "Transfer-Encoding", "Connection", "Cookie", "Expect",
-)
+var framing = []string{"Host", "Content-Length", "Transfer-Encoding", "Connection", "Cookie", "Expect"}
 
 // responseHeaders are the actions for response headers and trailers.
-var responseHeaders = headerTable("Set-Cookie",
+var responseHeaders = headerTable{}.set(filter, "Set-Cookie").set(drop,
 	"Connection", "Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade",
 	"Proxy-Authenticate", "Proxy-Authorization", "Proxy-Authentication-Info",
 	// These act on the whole origin.
@@ -187,9 +174,9 @@ var responseHeaders = headerTable("Set-Cookie",
 func (x *exchange) requestHeader(out http.Header) {
 	listed := connectionOptions(x.r.Header)
 	for name, values := range x.r.Header {
-		switch action := requestHeaders[name]; {
+		switch action, known := requestHeaders[name]; {
 		case action == drop, listed != nil && listed[name]:
-		case !ordinary[name] && (isSpoofable(name) || isIdentity(name)):
+		case !known && (isSpoofable(name) || isIdentity(name)):
 		case x.p.reserved != nil && x.p.reserved[HeaderKey(name)]:
 		case action == filter && x.p.PublicFiles:
 		case action == filter:

@@ -121,7 +121,7 @@ func parseFields(text string) (http.Header, error) {
 		if !ok || !isToken(name) {
 			return nil, errors.New("malformed header line in the response") // not shown: it may be secret
 		}
-		value = strings.Trim(value, " \t")
+		value = trimSpace(value)
 		if !isFieldValue(value) {
 			return nil, fmt.Errorf("the header %.40s of the response contains a control character", name)
 		}
@@ -194,7 +194,7 @@ func contentLength(values []string) (int64, error) {
 func closes(values []string) bool {
 	for _, v := range values {
 		for option := range strings.SplitSeq(v, ",") {
-			if strings.EqualFold(strings.Trim(option, " \t"), "close") {
+			if strings.EqualFold(trimSpace(option), "close") {
 				return true
 			}
 		}
@@ -207,7 +207,7 @@ func announcedTrailer(values []string) http.Header {
 	var trailer http.Header
 	for _, v := range values {
 		for name := range strings.SplitSeq(v, ",") {
-			if name = textproto.CanonicalMIMEHeaderKey(strings.Trim(name, " \t")); name != "" {
+			if name = textproto.CanonicalMIMEHeaderKey(trimSpace(name)); name != "" {
 				if trailer == nil {
 					trailer = make(http.Header)
 				}

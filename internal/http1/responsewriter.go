@@ -132,15 +132,14 @@ func appendFields(b []byte, h http.Header, status int) []byte {
 func appendField(b []byte, name, value string) []byte {
 	b = append(b, name...)
 	b = append(b, ": "...)
-	start := len(b)
-	b = append(b, strings.Trim(value, " \t\r\n")...)
-	for i, c := range b[start:] {
-		if c == '\r' || c == '\n' {
-			b[start+i] = ' '
-		}
+	if !isFieldValue(value) {
+		value = lineEnds.Replace(value)
 	}
+	b = append(b, trimSpace(value)...)
 	return append(b, "\r\n"...)
 }
+
+var lineEnds = strings.NewReplacer("\r", " ", "\n", " ")
 
 // need gets a buffer if there is none.
 func (w *responseWriter) need() {

@@ -76,11 +76,14 @@ func parsePlainFields(req *http.Request, text string) bool {
 		text = rest
 		line, ok := strings.CutSuffix(line, "\r")
 		name, value, hasColon := strings.Cut(line, ":")
-		if !ok || !hasColon || !isToken(name) || !isFieldValue(value) {
+		if !ok || !hasColon || !isFieldValue(value) {
 			return false
 		}
-		value = strings.Trim(value, " \t")
-		if name = canonicalName(name); name == "Host" {
+		value = trimSpace(value)
+		switch name = canonicalName(name); name {
+		case "":
+			return false
+		case "Host":
 			if req.Host != "" || !isPlainHost(value) {
 				return false
 			}
@@ -141,10 +144,13 @@ func isPlainHost(host string) bool {
 }
 
 // canonicalName is textproto.CanonicalMIMEHeaderKey. It allocates nothing for
-// the names that browsers send.
+// the names that browsers send. It returns an empty string if name is no token.
 func canonicalName(name string) string {
 	if known, ok := knownNames[name]; ok {
 		return known
+	}
+	if !isToken(name) {
+		return ""
 	}
 	return textproto.CanonicalMIMEHeaderKey(name)
 }

@@ -25,12 +25,40 @@ var tokenByte = func() (is [256]bool) {
 }()
 
 // isFieldValue reports whether value contains no control characters except tabs
-// (RFC 9110, section 5.5).
+// (RFC 9110, section 5.5). Access tokens and cookies are long, so it looks at
+// eight bytes at a time, and at each only if one is a control character.
 func isFieldValue[T string | []byte](value T) bool {
+	const ones, high = 0x0101010101010101, 0x8080808080808080
+	i := 0
+	for ; i+8 <= len(value); i += 8 {
+		v := value[i : i+8]
+		eight := uint64(v[0]) | uint64(v[1])<<8 | uint64(v[2])<<16 | uint64(v[3])<<24 |
+			uint64(v[4])<<32 | uint64(v[5])<<40 | uint64(v[6])<<48 | uint64(v[7])<<56
+		del := eight ^ 0x7f*ones
+		// The high bit of a byte is set if it is less than a space, or is DEL.
+		if ((eight-' '*ones)&^eight|(del-ones)&^del)&high != 0 && !isPlainValue(v) {
+			return false
+		}
+	}
+	return isPlainValue(value[i:])
+}
+
+func isPlainValue[T string | []byte](value T) bool {
 	for i := range len(value) {
 		if c := value[i]; c < ' ' && c != '\t' || c == 0x7f {
 			return false
 		}
 	}
 	return true
+}
+
+// trimSpace removes the spaces and tabs around a field value.
+func trimSpace(value string) string {
+	for len(value) > 0 && (value[0] == ' ' || value[0] == '\t') {
+		value = value[1:]
+	}
+	for len(value) > 0 && (value[len(value)-1] == ' ' || value[len(value)-1] == '\t') {
+		value = value[:len(value)-1]
+	}
+	return value
 }
