@@ -19,42 +19,51 @@ import (
 func TestOutageIsTwoLinesForAllSessions(t *testing.T) {
 	testenv.Slow(t)
 	for name, outage := range map[string]struct {
+		store      bool // the outage is one of Redis, not of the provider
 		begin      func(f *fleet, store *redistest.Server) (end func())
 		down, over string
 	}{
-		"provider with 503": {providerFault(func(w http.ResponseWriter, _ *http.Request, _ <-chan struct{}) {
+		"provider with 503": {false, providerFault(func(w http.ResponseWriter, _ *http.Request, _ <-chan struct{}) {
 			http.Error(w, "", http.StatusServiceUnavailable)
 		}), "provider unavailable; sessions are kept", "provider recovered"},
-		"provider without a response": {providerFault(func(_ http.ResponseWriter, _ *http.Request,
+		"provider without a response": {false, providerFault(func(_ http.ResponseWriter, _ *http.Request,
 			over <-chan struct{}) {
 			<-over
 			panic(http.ErrAbortHandler)
 		}), "provider unavailable; sessions are kept", "provider recovered"},
-		"provider that closes connections": {providerFault(func(http.ResponseWriter, *http.Request, <-chan struct{}) {
+		"provider that closes connections": {false, providerFault(func(_ http.ResponseWriter, _ *http.Request,
+			_ <-chan struct{}) {
 			panic(http.ErrAbortHandler)
 		}), "provider unavailable; sessions are kept", "provider recovered"},
-		"store killed": {func(_ *fleet, store *redistest.Server) func() {
+		"store killed": {true, func(_ *fleet, store *redistest.Server) func() {
 			store.Kill()
 			return store.Start
 		}, "store unavailable; sessions are kept", "store recovered"},
-		"store frozen": {func(_ *fleet, store *redistest.Server) func() {
+		"store frozen": {true, func(_ *fleet, store *redistest.Server) func() {
 			store.Freeze()
 			return store.Thaw
 		}, "store unavailable; sessions are kept", "store recovered"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			const users = 50
+			// The calls of all subtests are few, so that they cause no
+			// timeout, which would be another outage.
+			const users = 20
 			f := newFleet(t, func(c *devidp.Config) { c.AccessTokenTTL = 4 * time.Second })
-			store := redistest.Start(t, "--maxmemory", "100mb", "--maxmemory-policy", "noeviction",
-				"--appendonly", "yes")
-			f.startReplicas(map[string]string{"SESSION_REFRESH_AHEAD": "1s"}, store.URL())
+			var store *redistest.Server
+			storeURL := "memory:"
+			if outage.store {
+				store = redistest.Start(t, "--maxmemory", "100mb", "--maxmemory-policy", "noeviction",
+					"--appendonly", "yes")
+				storeURL = store.URL()
+			}
+			f.startReplicas(map[string]string{"SESSION_REFRESH_AHEAD": "1s"}, storeURL)
 			r := f.replicas[0]
 			var sessions []*userSession
 			for range users {
 				sessions = append(sessions, f.signIn(t, "alice", devidp.Hooks{}))
 			}
-			stop := f.repeat(users, func() time.Duration { return 300 * time.Millisecond }, func(i int) response {
+			stop := f.repeat(users, func() time.Duration { return time.Second }, func(i int) response {
 				return f.call(r, sessions[i], "GET", "/api/x")
 			})
 			time.Sleep(2 * time.Second)
