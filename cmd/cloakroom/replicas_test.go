@@ -450,7 +450,9 @@ func TestReplicaKilledDuringARefreshDelaysOthersByItsLease(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
 	redis := redistest.Start(t)
-	f := startFleet(t, nil, redis.URL(), redis.URL())
+	// The default is a second longer than the lease. That this is enough is
+	// tested in package session, with a fake clock.
+	f := startFleet(t, map[string]string{"OIDC_WAIT": "30s"}, redis.URL(), redis.URL())
 	f.provider.SetRefreshGrace(time.Minute)
 	u := f.signInExpired(t)
 	processed, release := f.holdRefresh()
@@ -460,16 +462,16 @@ func TestReplicaKilledDuringARefreshDelaysOthersByItsLease(t *testing.T) {
 	f.replicas[0].kill()
 	killed := time.Now()
 	release()
+	// The second refresh repeats the first, whose response was lost.
+	eventually(t, 2*leaseTTL, "the other replica refreshes the session", func() bool {
+		return f.provider.Refreshes() == 2
+	})
+	t.Logf("second refresh %v after the kill", time.Since(killed).Round(time.Millisecond))
 	if got := waitKilled()[0]; got.err == nil {
 		t.Errorf("call at the replica that was killed: got %v, want no response", got)
 	}
 	wantStatuses(t, wait(), 200)
-	took := time.Since(killed)
-	t.Logf("responses %v after the kill", took.Round(time.Millisecond))
-	if limit := 2 * leaseTTL; took > limit {
-		t.Errorf("responses after the kill: got %v, want at most %v", took, limit)
-	}
-	f.wantRefreshes(t, 2) // the second repeats the first, whose response was lost
+	f.wantRefreshes(t, 2)
 	f.wantActive(t, u)
 }
 
