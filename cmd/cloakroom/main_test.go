@@ -64,12 +64,12 @@ func (p *program) end() {
 func (p *program) waitFor(out *lockedBuffer, expression string) string {
 	p.t.Helper()
 	re := regexp.MustCompile(expression)
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(60 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		if m := re.FindStringSubmatch(out.String()); m != nil {
 			return m[len(m)-1]
 		}
 	}
-	p.t.Fatalf("no match of %s within 10 s in the output:\n%s%s", expression, p.stdout, p.stderr)
+	p.t.Fatalf("no match of %s within 60 s in the output:\n%s%s", expression, p.stdout, p.stderr)
 	return ""
 }
 
