@@ -12,8 +12,8 @@ func TestASmallHeapIsCollectedLessOften(t *testing.T) {
 		env         map[string]string
 		least, most float64 // percentage of growth
 	}{
-		"by default":      {nil, 101, 3200},
-		"with a limit":    {map[string]string{"GOMEMLIMIT": "128MiB"}, 101, 1600},
+		"by default":      {nil, 101, 1600},
+		"with a limit":    {map[string]string{"GOMEMLIMIT": "96MiB"}, 101, 1200},
 		"as GOGC demands": {map[string]string{"GOGC": "70"}, 70, 70},
 	} {
 		t.Run(name, func(t *testing.T) {
