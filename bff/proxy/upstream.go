@@ -92,7 +92,7 @@ const (
 	// An address has failed when so many different requests have, in a row.
 	maxFailing = 3
 	// maxCompared is how many addresses are compared for a request, unless all
-	// of these have failed. To compare a thousand would cost a fifth of the
+	// of these have failed. To compare a thousand would cost 2.6 µs, 6 % of the
 	// request.
 	maxCompared = 16
 )
@@ -147,8 +147,15 @@ func selectFrom(all []*address, first int, tried []*address, now time.Time) (bes
 	const healthy, spare, failed = 0, 1, 2
 	var bestRank int
 	var bestBusy int64
-	for i := range all {
-		a := all[(first+i)%len(all)]
+	if len(all) == 0 {
+		return nil, false
+	}
+	i := first % len(all)
+	for range all {
+		a := all[i]
+		if i++; i == len(all) {
+			i = 0
+		}
 		if slices.Contains(tried, a) {
 			continue
 		}
