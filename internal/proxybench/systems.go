@@ -151,9 +151,10 @@ func newRig(ctx context.Context, o options) (*rig, error) {
 		}
 		r.systems = append(r.systems, system)
 	}
-	if r.systems[0].name == ours { // it is listed last
-		r.systems = append(r.systems[1:], r.systems[0])
-	}
+	slices.SortStableFunc(r.systems, func(a, b *system) int { // Cloakroom is listed last
+		rank := func(s *system) int { return strings.Count(s.name, ours) }
+		return rank(a) - rank(b)
+	})
 	return r, r.compareHeaders()
 }
 
