@@ -27,8 +27,8 @@ The systems do different work:
   access token. oauth2-proxy and Cloakroom write a log line for each request. Cloakroom also checks
   for CSRF.
 
-The request has the headers of a browser. The upstream is as cheap as possible, or ` + "`net/http`" + ` or nginx
-if the heading says so. The last two columns compare the CPU time.
+The request has the headers of a browser. The upstream is as cheap as possible, or ` + "`net/http`" + ` or
+nginx if the heading says so. The last two columns compare the CPU time.
 
 Figures that were published until 2026-11-28 are not comparable. Their ` + "`httputil.ReverseProxy`" + ` had
 the default pool of http.Transport: two idle connections for each host. So it opened a connection
