@@ -274,54 +274,53 @@ func (r *rig) file(name, text string) (string, error) {
 
 // startNginx starts an nginx that does nothing but hand requests on.
 func (r *rig) startNginx(s *system) (err error) {
-	conf, err := r.file("nginx.conf", fmt.Sprintf(`
-daemon off; user root; worker_processes 1; pid %[1]s/nginx.pid; error_log %[1]s/nginx.log crit;
-worker_rlimit_nofile %[8]d; events { worker_connections %[8]d; }
-http {
-	access_log off; keepalive_requests 100000000; keepalive_timeout 1h; client_max_body_size 0;
-	client_body_temp_path %[1]s/body; proxy_temp_path %[1]s/proxy; fastcgi_temp_path %[1]s/fastcgi; uwsgi_temp_path %[1]s/uwsgi; scgi_temp_path %[1]s/scgi;
-	upstream api { server %[2]s; keepalive 512; keepalive_requests 100000000; }
-	upstream go { server %[4]s; keepalive 512; keepalive_requests 100000000; }
-	upstream nginx { server %[6]s; keepalive 512; keepalive_requests 100000000; }
+	s.streams = true
+	s.process, err = r.runNginx("nginx", s.addr, fmt.Sprintf(`
+	upstream api { server %[1]s; keepalive 512; keepalive_requests 100000000; }
+	upstream go { server %[2]s; keepalive 512; keepalive_requests 100000000; }
+	upstream nginx { server %[3]s; keepalive 512; keepalive_requests 100000000; }
 	proxy_http_version 1.1; proxy_set_header Connection ""; proxy_request_buffering off;
 	server {
-		listen %[3]s;
+		listen %[4]s;
 		location / { proxy_pass http://api; }
 		location /events { proxy_pass http://api; proxy_buffering off; }
 		location %[5]s { proxy_pass http://go; }
-		location %[7]s { proxy_pass http://nginx; }
-	}
-}`, r.dir, r.upstream, s.addr, r.goServer, goPath, r.nginx, nginxPath, openFiles()))
-	if err != nil {
-		return err
-	}
-	s.streams = true
-	s.process, err = r.start(s.addr, "nginx", "-p", r.dir, "-c", conf, "-e", filepath.Join(r.dir, "nginx.log"))
+		location %[6]s { proxy_pass http://nginx; }
+	}`, r.upstream, r.goServer, r.nginx, s.addr, goPath, nginxPath))
 	return err
 }
 
 // startNginxUpstream starts an nginx that answers requests itself.
 func (r *rig) startNginxUpstream() error {
-	dir := filepath.Join(r.dir, "upstream")
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return err
-	}
-	conf, err := r.file("upstream.conf", fmt.Sprintf(`
-daemon off; user root; worker_processes 1; pid %[1]s/nginx.pid; error_log %[1]s/nginx.log crit;
-events { worker_connections 4096; }
-http {
-	access_log off; keepalive_requests 100000000; default_type application/json;
-	client_body_temp_path %[1]s/body; proxy_temp_path %[1]s/proxy; fastcgi_temp_path %[1]s/fastcgi; uwsgi_temp_path %[1]s/uwsgi; scgi_temp_path %[1]s/scgi;
+	_, err := r.runNginx("upstream", r.nginx, fmt.Sprintf(`
+	default_type application/json;
 	server {
-		listen %[2]s;
-		location = %[3]s1024 { return 200 %[4]s; }
-	}
-}`, dir, r.nginx, nginxPath, strings.Repeat("x", 1024)))
-	if err != nil {
-		return err
-	}
-	_, err = r.start(r.nginx, "nginx", "-p", dir, "-c", conf, "-e", filepath.Join(dir, "nginx.log"))
+		listen %s;
+		location = %s1024 { return 200 %s; }
+	}`, r.nginx, nginxPath, strings.Repeat("x", 1024)))
 	return err
+}
+
+// runNginx starts an nginx with some lines of its block http. Its files are in
+// a folder of that name.
+func (r *rig) runNginx(name, addr, http string) (*exec.Cmd, error) {
+	dir := filepath.Join(r.dir, name)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, err
+	}
+	conf, err := r.file(name+".conf", fmt.Sprintf(`
+daemon off; user root; worker_processes 1; pid %[1]s/nginx.pid; error_log %[1]s/nginx.log crit;
+worker_rlimit_nofile %[2]d; events { worker_connections %[2]d; }
+http {
+	access_log off; keepalive_requests 100000000; keepalive_timeout 1h; client_max_body_size 0;
+	client_body_temp_path %[1]s/body; proxy_temp_path %[1]s/proxy; fastcgi_temp_path %[1]s/fastcgi;
+	uwsgi_temp_path %[1]s/uwsgi; scgi_temp_path %[1]s/scgi;
+%[3]s
+}`, dir, openFiles(), http))
+	if err != nil {
+		return nil, err
+	}
+	return r.start(addr, "nginx", "-p", dir, "-c", conf, "-e", filepath.Join(dir, "nginx.log"))
 }
 
 // startApache starts an Apache with mod_auth_openidc, which keeps its sessions
