@@ -79,6 +79,42 @@ func TestEndAllEndsMatchingSessionsOnly(t *testing.T) {
 	}
 }
 
+// After a key rotation a session is in the indexes of two keys.
+func TestEndAllAfterKeyRotation(t *testing.T) {
+	for name, test := range map[string]struct {
+		subject string
+		ends    bool
+	}{
+		"the user": {"alice", true}, "another user": {"bob", false},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			store := new(tokenstore.Memory)
+			ticket := signInAs(t, newManager(t, session.Config{Store: store, Keys: [][]byte{keyA}}), "i", "alice", "s1")
+			m := newManager(t, session.Config{Store: store, Keys: [][]byte{keyB, keyA}})
+			time.Sleep(time.Minute)
+			if err := m.Touch(t.Context(), wantAlive(t, m, ticket, "before Touch")); err != nil {
+				t.Fatal(err)
+			}
+			for _, keys := range [][][]byte{{keyB, keyA}, {keyB}} {
+				m := newManager(t, session.Config{Store: store, Keys: keys})
+				if infos, _, err := m.List(t.Context(), "i", test.subject, "s1", 0, 10); err != nil {
+					t.Error(err)
+				} else {
+					wantEqual(t, name+": is listed", len(infos) == 1, test.ends)
+				}
+			}
+			ended := endAll(t, m, "i", test.subject, "s1")
+			wantEqual(t, name+": ends the session", len(ended) == 1, test.ends)
+			if _, err := m.Find(t.Context(), ticket); errors.Is(err, session.ErrNone) != test.ends {
+				t.Errorf("%s: Find: got %v", name, err)
+			}
+			if test.ends {
+				wantEqual(t, name+": keys besides the tombstone and two logouts", store.Len()-3, 0)
+			}
+		})
+	}
+}
+
 // The provider ends a session while its login is being completed.
 func TestLogoutDuringLoginWins(t *testing.T) {
 	for name, logout := range map[string]struct{ subject, sid string }{

@@ -29,19 +29,26 @@ func (l listedSession) settled() bool { return time.Since(l.created) > settledAf
 // latestEnd returns when a listed session and its cookie end at the latest.
 func (m *Manager) latestEnd(l listedSession) time.Time { return l.created.Add(m.cfg.maxLifetime()) }
 
-// listed returns the sessions in an index, under whichever session key, each of
-// them once, the oldest first.
-func (m *Manager) listed(ctx context.Context, key func(serverKey) string) ([]listedSession, error) {
+// listed returns the sessions that are in all of the given indexes under the
+// same session key, whichever that is. Each session is there once, the oldest
+// first. A session is added to all its indexes under a session key at once.
+func (m *Manager) listed(ctx context.Context, indexes ...func(serverKey) string) ([]listedSession, error) {
 	var all []listedSession
 	at := make(map[string]int) // :: member → its index in all
 	for _, k := range m.ring.current() {
-		members, err := m.cfg.Store.Members(ctx, key(k))
+		keys := make([]string, len(indexes))
+		for i, key := range indexes {
+			keys[i] = key(k)
+		}
+		members, err := m.cfg.Store.Members(ctx, keys...)
 		if err != nil {
 			return nil, err
 		}
+		times := make(map[string]int) // :: member → how many of the sets have it
 		for _, member := range members {
-			if len(member) != memberSize {
-				continue // another release wrote it
+			times[member]++
+			if times[member] != len(indexes) || len(member) != memberSize { // another release has other members
+				continue
 			}
 			i, ok := at[member]
 			if !ok {
@@ -49,7 +56,7 @@ func (m *Manager) listed(ctx context.Context, key func(serverKey) string) ([]lis
 				at[member] = i
 				all = append(all, parseMember(member))
 			}
-			all[i].keys = append(all[i].keys, key(k))
+			all[i].keys = append(all[i].keys, keys...)
 		}
 	}
 	slices.SortFunc(all, func(a, b listedSession) int {
@@ -196,27 +203,7 @@ func (m *Manager) listedFor(ctx context.Context, issuer, subject, sid string) ([
 	case subject == "":
 		return m.listed(ctx, bySID)
 	}
-	listed, err := m.listed(ctx, bySID)
-	if err != nil {
-		return nil, err
-	}
-	ofUser, err := m.listed(ctx, byUser)
-	if err != nil {
-		return nil, err
-	}
-	return inBoth(listed, ofUser), nil
-}
-
-// inBoth returns the sessions that are in both a and b.
-func inBoth(a, b []listedSession) []listedSession {
-	var both []listedSession
-	for _, l := range a {
-		if i := slices.IndexFunc(b, func(other listedSession) bool { return other.member == l.member }); i >= 0 {
-			l.keys = append(l.keys, b[i].keys...)
-			both = append(both, l)
-		}
-	}
-	return both
+	return m.listed(ctx, bySID, byUser)
 }
 
 // removeListed removes an ended session from the sets in which it was found.
