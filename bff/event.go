@@ -91,6 +91,7 @@ type Event struct {
 	attrs   []slog.Attr // besides the members
 
 	subject, userHash string // of the user; empty: unknown
+	refreshes         int    // session.Event.Refreshes
 }
 
 // LogAttrs returns the members of an event as attributes of a log line, but for
@@ -258,6 +259,7 @@ func (a *app) reportNamed(ctx context.Context, e unnamedEvent) {
 func (a *app) observe(ctx context.Context, s session.Event) {
 	e := Event{
 		Kind: EventKind(s.Kind), Time: s.At, Session: s.Session, subject: s.Subject, Reason: string(s.Reason),
+		refreshes: s.Refreshes,
 	}
 	if s.Err != nil {
 		e.Cause = s.Err.Error()

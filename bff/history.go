@@ -43,6 +43,9 @@ const (
 	// maxHistory and maxRefreshes are about how many events of a session are
 	// kept, and how many of them are of refreshes. Each has 600 bytes.
 	maxHistory, maxRefreshes = 50, 5
+	// trimInterval is after how many events of a session its history is
+	// trimmed, on average.
+	trimInterval = 10
 	// historyAfterEnd is how much longer than a session its history lives.
 	historyAfterEnd = 24 * time.Hour
 	// historyQueue is how many events of each of the two queues may wait for
@@ -159,10 +162,22 @@ func (h *history) tryWrite(ctx context.Context, e Event) error {
 	if err := h.store.Add(ctx, members, h.life); err != nil {
 		return err
 	}
-	if e.Kind != EventKind(session.SessionStarted) && rand.IntN(maxRefreshes) == 0 { // a start is the first event
+	if e.trims() {
 		return h.trim(ctx, key)
 	}
 	return nil
+}
+
+// trims reports whether the history of the session is trimmed after the event.
+// That costs a read of the store, so it happens after some of the events only.
+func (e Event) trims() bool {
+	switch session.Kind(e.Kind) {
+	case session.SessionStarted, session.SessionEnded: // once in a session
+		return false
+	case session.SessionRefreshed:
+		return e.refreshes%trimInterval == 0
+	}
+	return rand.IntN(trimInterval) == 0
 }
 
 // key returns the key of a set under the primary session key.

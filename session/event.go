@@ -77,6 +77,9 @@ type Event struct {
 	// TokenExpiry is Tokens.Expiry of the refreshed session, for
 	// SessionRefreshed only. Zero means unknown.
 	TokenExpiry time.Time
+	// Refreshes counts the refreshes of the session on all replicas, this one
+	// included, for SessionRefreshed only.
+	Refreshes int
 }
 
 // emit reports an event to Config.Observe.

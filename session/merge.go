@@ -82,6 +82,7 @@ func (m *Manager) save(ctx context.Context, next *Session) (*Session, error) {
 			m.cache.drop(next.ID)
 			m.emit(ctx, Event{
 				Kind: SessionRefreshed, Session: next.ID, Subject: next.Subject, TokenExpiry: next.Tokens.Expiry,
+				Refreshes: next.refreshes,
 			})
 			return next, nil
 		}
