@@ -33,11 +33,13 @@ func (s *hookedStore) call(method, key string) error {
 	return nil
 }
 
-func (s *hookedStore) Delete(ctx context.Context, key string) error {
-	if err := s.call("Delete", key); err != nil {
-		return err
+func (s *hookedStore) Delete(ctx context.Context, keys ...string) error {
+	for _, key := range keys {
+		if err := s.call("Delete", key); err != nil {
+			return err
+		}
 	}
-	return s.Store.Delete(ctx, key)
+	return s.Store.Delete(ctx, keys...)
 }
 
 func (s *hookedStore) Add(ctx context.Context, members map[string]string, ttl time.Duration) error {

@@ -93,9 +93,9 @@ func (s *measuredStore) Touch(ctx context.Context, key string, ttl time.Duration
 	return found, err
 }
 
-func (s *measuredStore) Delete(ctx context.Context, key string) error {
+func (s *measuredStore) Delete(ctx context.Context, keys ...string) error {
 	began := time.Now()
-	err := s.Store.Delete(ctx, key)
+	err := s.Store.Delete(ctx, keys...)
 	s.done("delete", began, err)
 	return err
 }

@@ -301,9 +301,9 @@ type noticing struct {
 	deleted func()
 }
 
-func (s *noticing) Delete(ctx context.Context, key string) error {
-	err := s.Memory.Delete(ctx, key)
-	if s.deleted != nil && strings.HasPrefix(key, "session:") {
+func (s *noticing) Delete(ctx context.Context, keys ...string) error {
+	err := s.Memory.Delete(ctx, keys...)
+	if s.deleted != nil && strings.HasPrefix(keys[0], "session:") {
 		s.deleted()
 	}
 	return err
@@ -419,9 +419,9 @@ type undeletable struct {
 	err error
 }
 
-func (s *undeletable) Delete(ctx context.Context, key string) error {
+func (s *undeletable) Delete(ctx context.Context, keys ...string) error {
 	if s.err != nil {
 		return s.err
 	}
-	return s.Memory.Delete(ctx, key)
+	return s.Memory.Delete(ctx, keys...)
 }

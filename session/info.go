@@ -107,14 +107,6 @@ func (m *Manager) touchInfo(ctx context.Context, id string) {
 	}
 }
 
-// deleteInfo deletes the info of an ended session. A failure does no harm: the
-// info expires.
-func (m *Manager) deleteInfo(ctx context.Context, id string) {
-	if err := m.cfg.Store.Delete(ctx, infoKey(id)); err != nil {
-		m.log.DebugContext(ctx, "info of an ended session not deleted; it expires", "session", id, "err", err)
-	}
-}
-
 // resealInfo re-encrypts the info of a session under the primary key.
 func (m *Manager) resealInfo(ctx context.Context, id string) error {
 	sealed, _, found, err := m.cfg.Store.Get(ctx, infoKey(id))

@@ -368,17 +368,16 @@ func (m *Manager) End(ctx context.Context, s *Session, reason Reason) error {
 	return nil
 }
 
-// delete deletes the record of the session with an ID. When delete returns, no
-// replica finds the session in the store. Shortly afterwards no replica finds
-// the session in a cache.
+// delete deletes the record and the info of the session with an ID. When delete
+// returns, no replica finds the session in the store. Shortly afterwards no
+// replica finds the session in a cache.
 func (m *Manager) delete(ctx context.Context, id string) error {
-	if err := m.cfg.Store.Delete(ctx, recordKey(id)); err != nil {
+	if err := m.cfg.Store.Delete(ctx, recordKey(id), infoKey(id)); err != nil {
 		return err
 	}
 	m.failover.deleted(id)
 	m.cache.drop(id)
 	m.followers.markChanged(id)
-	m.deleteInfo(ctx, id)
 	return nil
 }
 

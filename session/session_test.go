@@ -400,11 +400,11 @@ func (s *brokenStore) Create(ctx context.Context, key string, value []byte, ttl 
 	return s.Store.Create(ctx, key, value, ttl)
 }
 
-func (s *brokenStore) Delete(ctx context.Context, key string) error {
+func (s *brokenStore) Delete(ctx context.Context, keys ...string) error {
 	if err, _ := s.errs(); err != nil {
 		return err
 	}
-	return s.Store.Delete(ctx, key)
+	return s.Store.Delete(ctx, keys...)
 }
 
 func (s *brokenStore) Replace(ctx context.Context, key string, old, value []byte) (bool, error) {

@@ -10,9 +10,9 @@ import (
 // concurrent use. Package tokenstore has three Stores, and the conformance
 // suite in tokenstore/storetest tests everything that is said here.
 //
-// Every method is atomic, and sees all writes that ended before the method was
-// called. A record, lease or member whose time to live is over does not exist
-// (but see Sets.Members). Times to live are positive.
+// Every method is atomic for each key, and sees all writes that ended before
+// the method was called. A record, lease or member whose time to live is over
+// does not exist (but see Sets.Members). Times to live are positive.
 //
 // An error is a fault of the store: the store is unreachable, full or
 // misconfigured. A record that does not exist is not an error. After the error
@@ -45,9 +45,11 @@ type Records interface {
 	// Touch sets the time to live of the record under key, counted from now;
 	// found is false if the key has no record.
 	Touch(ctx context.Context, key string, ttl time.Duration) (found bool, err error)
-	// Delete deletes the record under key. Deleting a record that does not
-	// exist is not an error.
-	Delete(ctx context.Context, key string) error
+	// Delete deletes the records under keys. Deleting a record that does not
+	// exist is not an error. Delete is atomic for each record, not for several:
+	// after an error, some of the records may still exist. It takes several
+	// keys so that a store on another machine needs one round trip for them.
+	Delete(ctx context.Context, keys ...string) error
 }
 
 // Leases are locks that expire, so that a holder that crashes delays others

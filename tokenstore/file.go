@@ -221,11 +221,25 @@ func (f *File) Touch(_ context.Context, key string, ttl time.Duration) (bool, er
 }
 
 // Delete is part of session.Store.
-func (f *File) Delete(_ context.Context, key string) error {
-	_, err := f.change(key, func(records *bbolt.Bucket) (bool, error) {
-		return records.Get([]byte(key)) != nil, records.Delete([]byte(key))
+func (f *File) Delete(_ context.Context, keys ...string) error {
+	found := make([]bool, len(keys))
+	err := f.db.Batch(func(tx *bbolt.Tx) error { // may run more than once
+		records := tx.Bucket(recordsBucket)
+		for i, key := range keys {
+			found[i] = records.Get([]byte(key)) != nil
+			if err := records.Delete([]byte(key)); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	for i, key := range keys {
+		f.memory.announceIf(&found[i], key)
+	}
+	return nil
 }
 
 // Acquire is part of session.Store.

@@ -95,13 +95,14 @@ func (m *Memory) Touch(_ context.Context, key string, ttl time.Duration) (found 
 }
 
 // Delete is part of session.Store.
-func (m *Memory) Delete(_ context.Context, key string) error {
-	var found bool
-	defer m.announceIf(&found, key)
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	_, found = m.records[key]
-	delete(m.records, key)
+func (m *Memory) Delete(_ context.Context, keys ...string) error {
+	for _, key := range keys {
+		m.mu.Lock()
+		_, found := m.records[key]
+		delete(m.records, key)
+		m.mu.Unlock()
+		m.announceIf(&found, key)
+	}
 	return nil
 }
 

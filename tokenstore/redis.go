@@ -260,9 +260,12 @@ if redis.call('DEL', KEYS[1]) == 1 then announce() end
 return true`)
 
 // Delete is part of session.Store.
-func (s *Redis) Delete(ctx context.Context, key string) error {
-	_, err := s.run(ctx, remove, key)
-	return err
+func (s *Redis) Delete(ctx context.Context, keys ...string) error {
+	return s.runAll(ctx, func(ctx context.Context, eval evalFunc, pipe redis.Pipeliner) {
+		for _, key := range keys {
+			eval(remove, ctx, pipe, []string{s.prefix + key}, s.channel(key))
+		}
+	})
 }
 
 var acquire = newScript(`
@@ -308,24 +311,12 @@ return true`)
 func (s *Redis) Add(ctx context.Context, members map[string]string, ttl time.Duration) error {
 	now := time.Now()
 	expires, kept := now.Add(ttl).UnixMilli(), now.Add(-expiredFor).UnixMilli()
-	addAll := func(ctx context.Context, eval evalFunc) error {
-		return s.pipeline(ctx, func(pipe redis.Pipeliner) {
-			for key, member := range members {
-				eval(ctx, pipe, []string{s.prefix + key}, member, expires, milli(ttl), kept, s.channel(key))
-			}
-		})
-	}
-	return s.do(ctx, func(ctx context.Context) error {
-		err := addAll(ctx, add.EvalSha)
-		if redis.HasErrorPrefix(err, "NOSCRIPT") { // Redis has not seen it yet
-			err = addAll(ctx, add.Eval)
+	return s.runAll(ctx, func(ctx context.Context, eval evalFunc, pipe redis.Pipeliner) {
+		for key, member := range members {
+			eval(add, ctx, pipe, []string{s.prefix + key}, member, expires, milli(ttl), kept, s.channel(key))
 		}
-		return err
 	})
 }
-
-// evalFunc is a method of redis.Script.
-type evalFunc func(ctx context.Context, c redis.Scripter, keys []string, args ...any) *redis.Cmd
 
 // Members is part of session.Store.
 func (s *Redis) Members(ctx context.Context, keys ...string) (members []string, err error) {
@@ -365,6 +356,27 @@ func (s *Redis) pipeline(ctx context.Context, queue func(pipe redis.Pipeliner)) 
 	queue(pipe)
 	_, err := pipe.Exec(ctx)
 	return err
+}
+
+// evalFunc is redis.Script.EvalSha or redis.Script.Eval.
+type evalFunc func(
+	script *redis.Script, ctx context.Context, c redis.Scripter, keys []string, args ...any,
+) *redis.Cmd
+
+// runAll runs the scripts that queue adds to a pipeline with eval.
+func (s *Redis) runAll(
+	ctx context.Context, queue func(ctx context.Context, eval evalFunc, pipe redis.Pipeliner),
+) error {
+	run := func(ctx context.Context, eval evalFunc) error {
+		return s.pipeline(ctx, func(pipe redis.Pipeliner) { queue(ctx, eval, pipe) })
+	}
+	return s.do(ctx, func(ctx context.Context) error {
+		err := run(ctx, (*redis.Script).EvalSha)
+		if redis.HasErrorPrefix(err, "NOSCRIPT") { // Redis has not seen the script yet
+			err = run(ctx, (*redis.Script).Eval)
+		}
+		return err
+	})
 }
 
 // run runs a script on one key. Scripts are idempotent, since do may retry

@@ -62,11 +62,11 @@ func (s *switchedStore) Touch(ctx context.Context, key string, ttl time.Duration
 	return s.TokenStore.Touch(ctx, key, ttl)
 }
 
-func (s *switchedStore) Delete(ctx context.Context, key string) error {
+func (s *switchedStore) Delete(ctx context.Context, keys ...string) error {
 	if err := s.err(); err != nil {
 		return err
 	}
-	return s.TokenStore.Delete(ctx, key)
+	return s.TokenStore.Delete(ctx, keys...)
 }
 
 func (s *switchedStore) Acquire(ctx context.Context, key, owner string, ttl time.Duration) (bool, error) {

@@ -354,11 +354,11 @@ func (s *brokenStore) Members(ctx context.Context, keys ...string) ([]string, er
 	return s.Store.Members(ctx, keys...)
 }
 
-func (s *brokenStore) Delete(ctx context.Context, key string) error {
+func (s *brokenStore) Delete(ctx context.Context, keys ...string) error {
 	if s.broken.Load() {
 		return errBroken
 	}
-	return s.Store.Delete(ctx, key)
+	return s.Store.Delete(ctx, keys...)
 }
 
 func TestReplicasThatDifferAreCounted(t *testing.T) {

@@ -33,6 +33,7 @@ func Run(t *testing.T, store session.Store) {
 		{"ReplaceHasOneWinner", (*contract).replaceHasOneWinner},
 		{"RepeatedWriteReturnsTheSame", (*contract).repeatedWriteReturnsTheSame},
 		{"DeletedRecordIsNotRevived", (*contract).deletedRecordIsNotRevived},
+		{"RecordsAreDeletedTogether", (*contract).recordsAreDeletedTogether},
 		{"TouchSetsTTL", (*contract).touchSetsTTL},
 		{"RecordExpires", (*contract).recordExpires},
 		{"OnlyHolderRenewsAndReleasesLease", (*contract).onlyHolderRenewsAndReleasesLease},
@@ -173,6 +174,23 @@ func (c *contract) deletedRecordIsNotRevived(t *testing.T) {
 		t.Errorf("Touch after Delete: got %v, %v, want false, nil", found, err)
 	}
 	wantAbsent(t, c.store, c.key(t))
+}
+
+func (c *contract) recordsAreDeletedTogether(t *testing.T) {
+	ctx := t.Context()
+	first, second, third := c.key(t)+" 1", c.key(t)+" 2", c.key(t)+" 3"
+	for _, key := range []string{first, second, third} {
+		create(t, c.store, key, []byte("value"), time.Minute)
+	}
+	if err := c.store.Delete(ctx, first, c.key(t)+" absent", second); err != nil {
+		t.Fatal(err)
+	}
+	wantAbsent(t, c.store, first)
+	wantAbsent(t, c.store, second)
+	wantValue(t, c.store, third, []byte("value"), 30*time.Second, time.Minute)
+	if err := c.store.Delete(ctx); err != nil {
+		t.Errorf("Delete of no record: %v", err)
+	}
 }
 
 func (c *contract) touchSetsTTL(t *testing.T) {
@@ -388,7 +406,7 @@ func (c *contract) everyWriteIsAnnounced(t *testing.T) {
 			return err
 		}},
 		{"Touch", record, func() error { _, err := c.store.Touch(ctx, record, time.Hour); return err }},
-		{"Delete", record, func() error { return c.store.Delete(ctx, record) }},
+		{"Delete", record, func() error { return c.store.Delete(ctx, c.key(t), record) }},
 		{"Acquire", lease, func() error { _, err := c.store.Acquire(ctx, lease, "me", time.Minute); return err }},
 		{"Acquire again", lease, func() error { _, err := c.store.Acquire(ctx, lease, "me", time.Minute); return err }},
 		{"Release", lease, func() error { return c.store.Release(ctx, lease, "me") }},
