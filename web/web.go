@@ -230,6 +230,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusMethodNotAllowed)
 		return
 	}
+	if h.serveNotModified(w, r) {
+		return
+	}
 	files, closeFiles := h.openFiles()
 	defer closeFiles()
 	err := h.serve(w, r, files)
@@ -335,9 +338,7 @@ func (h *Handler) serveFile(w http.ResponseWriter, r *http.Request, files fs.FS,
 		w.WriteHeader(http.StatusPermanentRedirect)
 		return nil
 	}
-	if hasContentHash(name) { // the name changes with the content (RFC 8246)
-		header.Set("Cache-Control", "public, max-age=31536000, immutable")
-	}
+	header.Set("Cache-Control", cacheControl(name))
 	c, closeContent := h.negotiate(w, r, files, name, info, identity)
 	defer closeContent()
 	if c.etag != "" {
@@ -356,6 +357,14 @@ func (h *Handler) serveFile(w http.ResponseWriter, r *http.Request, files fs.FS,
 	// file the same time. The file itself is passed, for sendfile.
 	http.ServeContent(copyingWriter(w), r, "", time.Time{}, c.ReadSeeker)
 	return nil
+}
+
+// cacheControl returns the Cache-Control of a file.
+func cacheControl(name string) string {
+	if hasContentHash(name) { // the name changes with the content (RFC 8246)
+		return "public, max-age=31536000, immutable"
+	}
+	return "no-cache"
 }
 
 // copyingWriter returns w, with a ReadFrom if it has none: io.Copy would
