@@ -53,7 +53,8 @@ type Client struct {
 	// handshake.
 	Dial func(ctx context.Context) (net.Conn, error)
 	// HeaderTimeout is the maximum time between the end of the request and the
-	// header of the response; zero means no limit.
+	// header of the response, which may end up to a 64th later; zero means no
+	// limit.
 	HeaderTimeout time.Duration
 	// MaxAge is the maximum age of a connection at the start of a request; zero
 	// means no limit.
@@ -84,6 +85,7 @@ type conn struct {
 	opened    time.Time
 	used      bool // by an earlier request
 	idleSince time.Time
+	deadline  time.Time // of reads; zero: none
 }
 
 // RoundTrip sends a request and returns the response. The error is the one of
@@ -167,8 +169,11 @@ func (c *Client) idleConn() *conn {
 		if cn == nil {
 			return nil
 		}
-		if now := time.Now(); now.Sub(cn.idleSince) < maxIdleTime && !c.tooOld(cn, now) && cn.quiet() {
-			return cn
+		if now := time.Now(); now.Sub(cn.idleSince) < maxIdleTime && !c.tooOld(cn, now) {
+			c.limitReads(cn, now)
+			if cn.quiet() {
+				return cn
+			}
 		}
 		cn.Close()
 	}
@@ -207,6 +212,32 @@ func (c *Client) dropIdle(since time.Time) {
 	})
 }
 
+// limitReads has reads fail after HeaderTimeout, or up to a 64th of it later:
+// to set a deadline costs as much as a short read, and so one serves several
+// requests.
+func (c *Client) limitReads(cn *conn, now time.Time) {
+	least, most := c.HeaderTimeout, c.HeaderTimeout+c.HeaderTimeout/64
+	if left := cn.deadline.Sub(now); least > 0 && (left < least || left > most) {
+		cn.setDeadline(now.Add(most))
+	}
+}
+
+// setDeadline has reads fail at a time. Zero means that they do not.
+func (cn *conn) setDeadline(at time.Time) {
+	cn.deadline = at
+	cn.SetReadDeadline(at)
+}
+
+// readBody reads a part of a body, for which limitReads does not apply.
+func (cn *conn) readBody(p []byte) (int, error) {
+	n, err := cn.r.Read(p)
+	if !cn.deadline.IsZero() && errors.Is(err, os.ErrDeadlineExceeded) {
+		cn.setDeadline(time.Time{})
+		return cn.r.Read(p)
+	}
+	return n, err
+}
+
 // quiet reports whether an idle connection is open and has no unread data.
 func (cn *conn) quiet() bool {
 	if !cn.peek.quiet() {
@@ -216,7 +247,7 @@ func (cn *conn) quiet() bool {
 		return true
 	}
 	cn.SetReadDeadline(time.Unix(1, 0)) // data that TLS has buffered is still returned
-	defer cn.SetReadDeadline(time.Time{})
+	defer cn.setDeadline(time.Time{})
 	var b [1]byte
 	n, err := cn.secure.Read(b[:])
 	return n == 0 && errors.Is(err, os.ErrDeadlineExceeded)

@@ -49,6 +49,7 @@ func (x *exchange) receive() (*http.Response, error) {
 		case err != nil:
 			return nil, err
 		case head.StatusCode == http.StatusSwitchingProtocols:
+			x.conn.setDeadline(time.Time{})
 			head.Body = &tunnel{x: x}
 			return head, nil
 		case head.StatusCode >= 200:
@@ -66,7 +67,6 @@ func (x *exchange) readHead(read *int) (*http.Response, error) {
 	if err == nil {
 		var resp *http.Response
 		if resp, err = readHead(x.conn.r, read); err == nil {
-			x.conn.SetReadDeadline(time.Time{})
 			return resp, nil
 		}
 	} else if !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -81,11 +81,9 @@ func (x *exchange) readHead(read *int) (*http.Response, error) {
 // await waits for the first byte of a response. HeaderTimeout starts when the
 // whole request has been sent.
 func (x *exchange) await() error {
-	for t := x.client.HeaderTimeout; ; {
+	for {
 		uploading := x.upload != nil && !x.upload.finished()
-		if t > 0 {
-			x.conn.SetReadDeadline(time.Now().Add(t))
-		}
+		x.client.limitReads(x.conn, time.Now())
 		_, err := x.conn.r.Peek(1)
 		if err == nil || !uploading || !errors.Is(err, os.ErrDeadlineExceeded) {
 			return err

@@ -105,6 +105,54 @@ func TestLateResponseWriter(t *testing.T) {
 	}
 }
 
+// A deadline of writes that is not near is set by the sweep. It ends a write to
+// a client that does not read, and does not apply to the next response.
+func TestAFarWriteDeadlineEndsAWrite(t *testing.T) {
+	t.Parallel()
+	const far = 4 * sweepInterval
+	began, ended := make(chan time.Time, 1), make(chan time.Time, 1)
+	s := startTwins(t, func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.RawQuery {
+		case "limited":
+			http.NewResponseController(w).SetWriteDeadline(time.Now().Add(far))
+			time.Sleep(3 * sweepInterval)
+		case "next":
+			time.Sleep(2 * far)
+		case "stuck":
+			began <- time.Now()
+			http.NewResponseController(w).SetWriteDeadline(time.Now().Add(far))
+			for part := make([]byte, 1<<20); ; {
+				if _, err := w.Write(part); err != nil {
+					ended <- time.Now()
+					return
+				}
+			}
+		}
+		io.WriteString(w, r.URL.RawQuery)
+	})
+	c, err := net.Dial("tcp", s.plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	r := bufio.NewReader(c)
+	for _, query := range []string{"limited", "next"} {
+		io.WriteString(c, plainRequest("GET", query, "\r\n"))
+		resp, err := http.ReadResponse(r, nil)
+		if err != nil {
+			t.Fatalf("%s: %v", query, err)
+		}
+		if text, err := io.ReadAll(resp.Body); string(text) != query || err != nil {
+			t.Fatalf("%s: got %.40q and %v", query, text, err)
+		}
+	}
+	io.WriteString(c, plainRequest("GET", "stuck", "\r\n"))
+	if took := -(<-began).Sub(<-ended); took < far {
+		t.Errorf("the write ended after %v, want %v", took, far)
+	}
+}
+
 // A connection counts from when it was accepted, or a shutdown could end before
 // it is served.
 func TestServeRegistersTheConnection(t *testing.T) {

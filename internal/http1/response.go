@@ -259,18 +259,18 @@ func (b *body) ReadPart(p []byte) (int, error) {
 func (b *body) read(p []byte) (int, error) {
 	switch {
 	case b.chunks != nil:
-		n, err := b.x.conn.r.Read(p)
+		n, err := b.x.conn.readBody(p)
 		if err == io.EOF {
 			err = io.ErrUnexpectedEOF
 		}
 		return b.decode(p[:n], err)
 	case b.left < 0:
-		return b.x.conn.r.Read(p)
+		return b.x.conn.readBody(p)
 	}
 	if int64(len(p)) > b.left {
 		p = p[:b.left]
 	}
-	n, err := b.x.conn.r.Read(p)
+	n, err := b.x.conn.readBody(p)
 	switch b.left -= int64(n); {
 	case b.left == 0:
 		err = io.EOF

@@ -57,12 +57,7 @@ const (
 var answers = sync.Pool{New: func() any { return new(make([]byte, 40<<10)) }}
 
 // Header returns the header, which can be changed until WriteHeader is called.
-func (w *responseWriter) Header() http.Header {
-	if w.header == nil {
-		w.header = make(http.Header)
-	}
-	return w.header
-}
+func (w *responseWriter) Header() http.Header { return w.header }
 
 // WriteHeader fixes the status and the header.
 func (w *responseWriter) WriteHeader(status int) {
@@ -103,12 +98,11 @@ func appendStatus(b []byte, status int) []byte {
 	b = append(b, "HTTP/1.1 "...)
 	b = strconv.AppendInt(b, int64(status), 10)
 	b = append(b, ' ')
-	if text := http.StatusText(status); text != "" {
-		b = append(b, text...)
-	} else {
-		b = strconv.AppendInt(append(b, "status code "...), int64(status), 10)
+	text := http.StatusText(status)
+	if text == "" {
+		text = "status code " + strconv.Itoa(status)
 	}
-	return append(b, "\r\n"...)
+	return append(append(b, text...), "\r\n"...)
 }
 
 // appendFields appends the fields of a header, except for those that prepare
@@ -362,7 +356,7 @@ func (w *responseWriter) SetReadDeadline(t time.Time) error {
 // SetWriteDeadline limits writes of the response.
 func (w *responseWriter) SetWriteDeadline(t time.Time) error {
 	w.writeDeadline.Store(true)
-	return w.x.conn.SetWriteDeadline(t)
+	return w.x.setWriteDeadline(t)
 }
 
 // requestBody is the body of a plain request. A nil one is empty.

@@ -71,6 +71,8 @@ type serving struct {
 	mu       sync.Mutex // guards all below
 	serves   *responseWriter
 	watching chan struct{} // closed when watch has ended; nil: it does not run
+	writeBy  time.Time     // a deadline that sweep sets; zero: none
+	limited  bool          // a deadline of writes is set
 }
 
 // now returns a time in nanoseconds, which is positive. It does not jump when
@@ -179,7 +181,7 @@ func (x *serving) fill() error {
 // connection can have another request.
 func (x *serving) serve(req *http.Request) (again bool) {
 	x.state.Store(-now())
-	w := &responseWriter{x: x, ctx: cancel.Context{Values: x.base}}
+	w := &responseWriter{x: x, ctx: cancel.Context{Values: x.base}, header: make(http.Header)}
 	defer w.ctx.Cancel(nil)
 	req.RemoteAddr, req.Body = x.remote, http.NoBody // not TLS, which net/http does not see behind Check
 	if req.ContentLength > 0 {
@@ -187,12 +189,11 @@ func (x *serving) serve(req *http.Request) (again bool) {
 		w.body.left.Store(req.ContentLength)
 		req.Body = w.body
 	}
-	req = req.WithContext(&w.ctx)
-	w.req = req
+	w.req = req.WithContext(&w.ctx)
 	x.mu.Lock()
 	x.serves = w
 	x.mu.Unlock()
-	x.server.HTTP.Handler.ServeHTTP(w, req)
+	x.server.HTTP.Handler.ServeHTTP(w, w.req)
 	completed := !x.stopWatching() && w.finish()
 	w.free()
 	w.err = errReturned // for what the handler has left running
@@ -203,12 +204,10 @@ func (x *serving) serve(req *http.Request) (again bool) {
 		x.conn.SetReadDeadline(time.Time{})
 	}
 	if w.writeDeadline.Load() {
-		x.conn.SetWriteDeadline(time.Time{})
+		x.setWriteDeadline(time.Time{})
 	}
-	if w.closing {
-		if !w.body.complete() || len(x.unread) > 0 {
-			x.linger()
-		}
+	if w.closing && (!w.body.complete() || len(x.unread) > 0) {
+		x.linger()
 	}
 	return !w.closing
 }
@@ -249,9 +248,8 @@ func (x *serving) cancelRequest() {
 // stopWatching ends watch, and reports whether the connection was hijacked.
 func (x *serving) stopWatching() (hijacked bool) {
 	x.mu.Lock()
-	x.serves = nil
 	hijacked, watching := x.ended.Load(), x.watching
-	x.watching = nil
+	x.serves, x.watching = nil, nil
 	x.mu.Unlock()
 	if watching != nil && !hijacked {
 		x.interrupt(watching)
@@ -286,6 +284,21 @@ func (s *Server) add(x *serving) (remove func()) {
 	}
 }
 
+// setWriteDeadline limits the writes of a response, or no longer if t is zero.
+// To set a deadline costs as much as a short write, and most responses are sent
+// at once. So sweep sets one that is not near, if the response still is on its
+// way then.
+func (x *serving) setWriteDeadline(t time.Time) error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if !x.limited && !x.ended.Load() && (t.IsZero() || time.Until(t) > 2*sweepInterval) {
+		x.writeBy = t
+		return nil
+	}
+	x.writeBy, x.limited = time.Time{}, !t.IsZero()
+	return x.conn.SetWriteDeadline(t)
+}
+
 // sweep closes connections that have been idle for too long, and watches those
 // whose request takes a while. It calls itself again while there are any.
 func (s *Server) sweep() {
@@ -299,7 +312,7 @@ func (s *Server) sweep() {
 		}
 		switch state := x.state.Load(); {
 		case state < 0 && now+state >= int64(sweepInterval):
-			x.startWatching(state)
+			x.attend(state)
 		case state > 0 && now-state >= int64(timeout):
 			go x.conn.Close() // with TLS it may take a while
 		}
@@ -309,11 +322,15 @@ func (s *Server) sweep() {
 	}
 }
 
-// startWatching starts watch for the request that is served, if its body has
-// been read.
-func (x *serving) startWatching(state int64) {
+// attend limits the writes to a client whose request takes a while, and starts
+// watch if the request's body has been read.
+func (x *serving) attend(state int64) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	if !x.writeBy.IsZero() {
+		x.conn.SetWriteDeadline(x.writeBy)
+		x.writeBy, x.limited = time.Time{}, true
+	}
 	if x.serves == nil || x.ended.Load() || x.watching != nil || x.state.Load() != state || !x.serves.body.complete() {
 		return
 	}
@@ -346,6 +363,7 @@ func (x *serving) hijack(w *responseWriter) (net.Conn, *bufio.ReadWriter, error)
 	}
 	x.ended.Store(true)
 	watching := x.watching
+	x.writeBy = time.Time{}
 	x.mu.Unlock()
 	if watching != nil {
 		x.interrupt(watching)
