@@ -83,6 +83,7 @@ func (a *app) logRequest(w *response) {
 	if !filter.includes(path, status, w.problem != nil) || !a.log.Enabled(context.Background(), level) {
 		return
 	}
+	now := time.Now()
 	attrs := append(make([]slog.Attr, 0, 16),
 		slog.String("request", w.requestID),
 		slog.String("client", w.client),
@@ -90,7 +91,7 @@ func (a *app) logRequest(w *response) {
 		slog.String("path", truncate(w.path, maxLogged)),
 		slog.Int("status", status),
 		slog.Int64("bytes", w.bytes+w.exchange.Bytes),
-		slog.Float64("ms", milliseconds(time.Since(w.began))),
+		slog.Float64("ms", milliseconds(now.Sub(w.began))),
 	)
 	if w.route != "" {
 		attrs = append(attrs, slog.String("route", w.route))
@@ -119,7 +120,7 @@ func (a *app) logRequest(w *response) {
 	}
 	// Logger.LogAttrs would look for the position in the source, which costs as
 	// much as four attributes.
-	record := slog.NewRecord(time.Now(), level, "request", 0)
+	record := slog.NewRecord(now, level, "request", 0)
 	record.AddAttrs(attrs...)
 	a.log.Handler().Handle(context.Background(), record)
 }

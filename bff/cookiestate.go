@@ -47,7 +47,11 @@ func (a *app) findSession(r *http.Request) (*session.Session, error) {
 		return nil, fmt.Errorf("%w: the session cookie is %s", session.ErrNone, state)
 	}
 	current, err := a.sessions.Find(r.Context(), ticket)
-	if w, ok := r.Context().Value(responseKey{}).(*response); ok && w.session == "" {
+	w, ok := r.Context().Value(responseKey{}).(*response)
+	if ok {
+		w.cookieCurrent = state == session.CookieCurrent
+	}
+	if ok && w.session == "" {
 		if err == nil {
 			w.setSession(current)
 		} else {
@@ -129,7 +133,7 @@ func (a *app) cookieRefused(r *http.Request, name string, state session.CookieSt
 // those of releases that did not name the port.
 func isOwnCookie(name string) bool {
 	rest, ok := strings.CutPrefix(strings.TrimPrefix(strings.ToLower(name), "__host-http-"), "cloakroom")
-	return ok && ownCookieEnd.MatchString(rest)
+	return ok && (rest == "" || ownCookieEnd.MatchString(rest))
 }
 
 // ownCookieEnd matches what comes after "cloakroom" in the name of a cookie of

@@ -81,8 +81,8 @@ func (h *lastHour) countEvent(e Event) {
 // countRequest counts a request that has ended, by the index of its class. The
 // time it took counts if timed is true: the request was one to an upstream, and
 // no stream.
-func (h *lastHour) countRequest(class int, took time.Duration, timed bool) {
-	m := h.at(time.Now())
+func (h *lastHour) countRequest(now time.Time, class int, took time.Duration, timed bool) {
+	m := h.at(now)
 	m.requests.Add(1)
 	switch classes[class] {
 	case "5xx":

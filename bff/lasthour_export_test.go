@@ -11,7 +11,7 @@ type Hour struct{ lastHour }
 
 // Count counts a request to a route.
 func (h *Hour) Count(status int, took time.Duration) {
-	h.countRequest(classOf(status), took, true)
+	h.countRequest(time.Now(), classOf(status), took, true)
 }
 
 // List returns the last hour.

@@ -171,18 +171,21 @@ func (l *tlsListener) shake(raw net.Conn) {
 // memory is scarce. In HTTP/2 it checks the header, which the listener does in
 // HTTP/1.1, and the number of requests.
 func (s *Server) serveChecked(w http.ResponseWriter, r *http.Request) {
-	client, _, _ := net.SplitHostPort(r.RemoteAddr)
+	client := func() string {
+		host, _, _ := net.SplitHostPort(r.RemoteAddr)
+		return host
+	}
 	if s.memory.isScarce() {
-		s.memory.refuse(s.log, client)
+		s.memory.refuse(s.log, client())
 		refuseOverloaded(w)
 		return
 	}
 	if r.ProtoMajor >= 2 {
 		if headerSize(r) > s.checks.headerBytes || fields(r) > http1.MaxFields {
-			s.checks.refuseHeader(client, refuse(w, http.StatusRequestHeaderFieldsTooLarge))
+			s.checks.refuseHeader(client(), refuse(w, http.StatusRequestHeaderFieldsTooLarge))
 			return
 		}
-		if !s.conns.enterStream(client) {
+		if !s.conns.enterStream(client()) {
 			refuseOverloaded(w)
 			return
 		}

@@ -281,7 +281,7 @@ func (w *response) countRequest(panicked bool) {
 	if !w.exchange.Stream {
 		w.metrics.durationOf(class).Observe(took.Seconds())
 	}
-	w.server.hour.countRequest(class, took, w.exchange.Upstream != "" && !w.exchange.Stream)
+	w.server.hour.countRequest(w.began.Add(took), class, took, w.exchange.Upstream != "" && !w.exchange.Stream)
 	if w.exchange.Upstream != "" {
 		w.metrics.upstreams[w.exchange.Server].Observe(w.exchange.UpstreamTime.Seconds())
 	}

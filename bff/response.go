@@ -58,6 +58,8 @@ type response struct {
 	session string // the ID of the session that the request was made in
 	subject string // its user
 
+	cookieCurrent bool // the session cookie was read, and is current
+
 	refusedCookies []string // names that cookieRefused has logged
 }
 
