@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/internal/descriptors"
+	"github.com/cloakroom-bff/cloakroom/internal/socket"
 	"github.com/cloakroom-bff/cloakroom/internal/usertimeout"
 )
 
@@ -116,7 +117,7 @@ func (s *connections) admit(c net.Conn) net.Conn {
 	var lc *limitedConn
 	if admitted {
 		s.open++
-		lc = &limitedConn{Conn: c, set: s, accepted: time.Now()}
+		lc = &limitedConn{Conn: c, rw: socket.New(c), set: s, accepted: time.Now()}
 		lc.waiting = s.waiting.PushBack(lc)
 	}
 	s.mu.Unlock()
@@ -254,6 +255,7 @@ func reset(c net.Conn) {
 // limitedConn is a connection that counts until it is closed.
 type limitedConn struct {
 	net.Conn
+	rw        io.ReadWriter // of Conn
 	set       *connections
 	accepted  time.Time
 	requested atomic.Bool // has sent a request
@@ -265,7 +267,7 @@ type limitedConn struct {
 // Read waits while the process has no memory for what was read. It closes the
 // connection if that takes long.
 func (c *limitedConn) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
+	n, err := c.rw.Read(p)
 	if n > 0 && !c.set.memory.awaitRead(n) {
 		c.set.memory.refuse(c.set.log, clientOf(c))
 		c.Close()
@@ -273,6 +275,8 @@ func (c *limitedConn) Read(p []byte) (int, error) {
 	}
 	return n, err
 }
+
+func (c *limitedConn) Write(p []byte) (int, error) { return c.rw.Write(p) }
 
 func (c *limitedConn) Close() error {
 	err := c.Conn.Close()

@@ -14,6 +14,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -22,6 +23,7 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/internal/cancel"
+	"github.com/cloakroom-bff/cloakroom/internal/socket"
 )
 
 // ErrConnClosed reports that a connection was closed before the first byte of a
@@ -79,8 +81,9 @@ const (
 // conn is one connection to the upstream.
 type conn struct {
 	net.Conn
-	r         *bufio.Reader
-	secure    *tls.Conn // nil without TLS
+	rw        io.ReadWriter // of Conn
+	r         *bufio.Reader // of rw
+	secure    *tls.Conn     // nil without TLS
 	peek      peek
 	opened    time.Time
 	used      bool // by an earlier request
@@ -185,7 +188,8 @@ func (c *Client) dial(ctx context.Context) (*conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	cn := &conn{Conn: raw, r: bufio.NewReaderSize(raw, readBuffer), opened: time.Now()}
+	rw := socket.New(raw)
+	cn := &conn{Conn: raw, rw: rw, r: bufio.NewReaderSize(rw, readBuffer), opened: time.Now()}
 	if cn.secure, _ = raw.(*tls.Conn); cn.secure != nil {
 		raw = cn.secure.NetConn()
 	}
@@ -221,6 +225,9 @@ func (c *Client) limitReads(cn *conn, now time.Time) {
 		cn.setDeadline(now.Add(most))
 	}
 }
+
+// Write is that of rw.
+func (cn *conn) Write(p []byte) (int, error) { return cn.rw.Write(p) }
 
 // setDeadline has reads fail at a time. Zero means that they do not.
 func (cn *conn) setDeadline(at time.Time) {
