@@ -172,11 +172,8 @@ func (c *Client) idleConn() *conn {
 		if cn == nil {
 			return nil
 		}
-		if now := time.Now(); now.Sub(cn.idleSince) < maxIdleTime && !c.tooOld(cn, now) {
-			c.limitReads(cn, now)
-			if cn.quiet() {
-				return cn
-			}
+		if now := time.Now(); now.Sub(cn.idleSince) < maxIdleTime && !c.tooOld(cn, now) && cn.quiet() {
+			return cn
 		}
 		cn.Close()
 	}
@@ -240,6 +237,9 @@ func (cn *conn) readBody(p []byte) (int, error) {
 	n, err := cn.r.Read(p)
 	if !cn.deadline.IsZero() && errors.Is(err, os.ErrDeadlineExceeded) {
 		cn.setDeadline(time.Time{})
+		if n > 0 { // TLS 1.2 was waiting for the rest of an alert
+			return n, nil
+		}
 		return cn.r.Read(p)
 	}
 	return n, err

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -72,6 +73,81 @@ func TestReadyIsExact(t *testing.T) {
 			cancel()
 			u.CloseIdle()
 		}
+	}
+}
+
+// The deadline of the response's head does not make a body look ready.
+func TestReadyAfterTheHeaderTimeout(t *testing.T) {
+	t.Parallel()
+	u := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
+		http.ReadRequest(r)
+		io.WriteString(c, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+		r.ReadByte() // until the client closes the connection
+	})
+	u.HeaderTimeout = 5 * time.Second
+	resp, err := u.RoundTrip(request(t, "GET", ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b := resp.Body.(*body)
+	b.x.conn.setDeadline(time.Now()) // as if HeaderTimeout had passed
+	for got := ""; got != "abc"; {
+		part := make([]byte, 512)
+		n, err := b.ReadPart(part)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got += string(part[:n])
+	}
+	b.x.conn.setDeadline(time.Now())
+	if b.Ready() {
+		t.Error("the body is ready, although the upstream has sent nothing more")
+	}
+}
+
+// lateConn returns the deadline's error beside the data, as TLS 1.2 can.
+type lateConn struct{ net.Conn }
+
+func (c lateConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if bytes.HasPrefix(p[:n], []byte("abc")) {
+		err = os.ErrDeadlineExceeded
+	}
+	return n, err
+}
+
+func TestBodyKeepsWhatWasReadAtTheHeaderTimeout(t *testing.T) {
+	t.Parallel()
+	headRead := make(chan struct{})
+	u := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
+		http.ReadRequest(r)
+		io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\n")
+		<-headRead
+		io.WriteString(c, "abc")
+		time.Sleep(20 * time.Millisecond)
+		io.WriteString(c, "def")
+	})
+	dial := u.Dial
+	u.Dial = func(ctx context.Context) (net.Conn, error) {
+		c, err := dial(ctx)
+		return lateConn{c}, err
+	}
+	u.HeaderTimeout = 20 * time.Second
+	resp, err := u.RoundTrip(request(t, "GET", ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	close(headRead)
+	var got []byte
+	for part := make([]byte, 2*readBuffer); err == nil; { // which is not read into the connection's buffer first
+		var n int
+		n, err = resp.Body.Read(part)
+		got = append(got, part[:n]...)
+	}
+	if string(got) != "abcdef" || err != io.EOF {
+		t.Errorf("got %q and %v", got, err)
 	}
 }
 

@@ -10,9 +10,9 @@ import (
 // peek looks at a connection without waiting: the upstream may have closed it,
 // or sent data.
 type peek struct {
-	raw  syscall.RawConn       // nil if the connection does not offer it
-	look func(fd uintptr) bool // allocated once
-	err  error                 // of the last look
+	raw  syscall.RawConn  // nil if the connection does not offer it
+	look func(fd uintptr) // allocated once
+	err  error            // of the last look
 }
 
 func (p *peek) init(c net.Conn) {
@@ -25,10 +25,9 @@ func (p *peek) init(c net.Conn) {
 		return
 	}
 	p.raw = raw
-	p.look = func(fd uintptr) bool {
+	p.look = func(fd uintptr) {
 		var b [1]byte
 		_, _, p.err = syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK)
-		return true
 	}
 }
 
@@ -38,7 +37,8 @@ func (p *peek) quiet() bool {
 	if p.raw == nil {
 		return false
 	}
-	if err := p.raw.Read(p.look); err != nil {
+	// RawConn.Read would fail after a deadline.
+	if err := p.raw.Control(p.look); err != nil {
 		return false
 	}
 	return p.err == syscall.EAGAIN || p.err == syscall.EWOULDBLOCK
