@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -411,6 +412,49 @@ func TestEndIsReportedAfterARetry(t *testing.T) {
 		}
 		r.wantEnd(t, s.ID, session.ReasonLogout)
 	})
+}
+
+// In a Redis Cluster, the server of the info can fail while that of the record
+// works.
+func TestEndWithoutTheInfo(t *testing.T) {
+	for name, end := range map[string]func(t *testing.T, m *session.Manager, s *session.Session) error{
+		"End": func(t *testing.T, m *session.Manager, s *session.Session) error {
+			return m.End(t.Context(), s, session.ReasonLogout)
+		},
+		"EndAll": func(t *testing.T, m *session.Manager, s *session.Session) error {
+			ids, err := m.EndAll(t.Context(), s.Issuer, s.Subject, "", session.ReasonLogout)
+			if len(ids) != 1 {
+				t.Errorf("EndAll: got %v, want the session", ids)
+			}
+			return err
+		},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			var r recorder
+			m := newManager(t, session.Config{
+				Store: infoUndeletable{new(tokenstore.Memory)}, App: here, Observe: r.observe,
+			})
+			s, ticket := signIn(t, m, tokens())
+			wantAlive(t, m, ticket, "before the end")
+			if err := end(t, m, s); err != nil {
+				t.Errorf("%s: got %v, want nil", name, err)
+			}
+			wantNone(t, m, ticket, "after "+name)
+			r.wantEnd(t, s.ID, session.ReasonLogout)
+		})
+	}
+}
+
+// infoUndeletable is a store whose Delete fails for the info of a session.
+type infoUndeletable struct{ *tokenstore.Memory }
+
+func (s infoUndeletable) Delete(ctx context.Context, keys ...string) error {
+	isInfo := func(key string) bool { return strings.HasPrefix(key, "info:") }
+	s.Memory.Delete(ctx, slices.DeleteFunc(slices.Clone(keys), isInfo)...)
+	if slices.ContainsFunc(keys, isInfo) {
+		return errors.New("down")
+	}
+	return nil
 }
 
 // undeletable is a store whose Delete fails with err.

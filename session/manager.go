@@ -369,11 +369,16 @@ func (m *Manager) End(ctx context.Context, s *Session, reason Reason) error {
 }
 
 // delete deletes the record and the info of the session with an ID. When delete
-// returns, no replica finds the session in the store. Shortly afterwards no
-// replica finds the session in a cache.
+// returns without an error, no replica finds the session in the store. Shortly
+// afterwards no replica finds the session in a cache.
 func (m *Manager) delete(ctx context.Context, id string) error {
 	if err := m.cfg.Store.Delete(ctx, recordKey(id), infoKey(id)); err != nil {
-		return err
+		// In a Redis Cluster this may be a failure of the info alone. That does
+		// no harm, since the info expires.
+		if m.cfg.Store.Delete(ctx, recordKey(id)) != nil {
+			return err
+		}
+		m.log.DebugContext(ctx, "info of an ended session not deleted; it expires", "session", id, "err", err)
 	}
 	m.failover.deleted(id)
 	m.cache.drop(id)
