@@ -1,10 +1,12 @@
 package bff_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -42,6 +44,64 @@ func TestEventArrivesBeforeTheNextIsSent(t *testing.T) {
 		}
 		wantEnd(t, "stream", resp.Body)
 	})
+}
+
+// A response in chunks is sent as it arrives, wherever the upstream pauses: a
+// client has the head before the body, and each byte of data before the next.
+// One that has arrived as a whole needs no chunks.
+func TestAResponseInChunksIsSentAsItArrives(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		parts []string // of the upstream's response, each sent when the client has what precedes it
+		want  []string // ends of what the client has then
+	}{
+		{[]string{"", "4\r\nbody\r\n", "0\r\n\r\n"}, []string{"\r\n\r\n", "body\r\n", "0\r\n\r\n"}},
+		{[]string{"4", "\r\nbody\r\n0\r\n\r\n"}, []string{"\r\n\r\n", "body\r\n0\r\n\r\n"}},
+		{[]string{"4\r\nbo", "dy\r\n0\r", "\n\r\n"}, []string{"bo\r\n", "dy\r\n", "0\r\n\r\n"}},
+		{[]string{"4\r\nbody\r\n0\r\n\r\n"}, []string{"\r\n\r\nbody"}},
+	} {
+		t.Run(fmt.Sprintf("%q", test.parts), func(t *testing.T) {
+			t.Parallel()
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			to := []string{"http://" + l.Addr().String()}
+			a := newApp(t, func(_ *app, cfg *bff.Config) {
+				cfg.Routes = []bff.Route{{Path: "/x/", Upstream: to, Token: "none"}}
+			})
+			host := strings.TrimPrefix(a.url, "http://")
+			client, err := net.Dial("tcp", host)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer client.Close()
+			client.SetDeadline(time.Now().Add(30 * time.Second))
+			fmt.Fprintf(client, "GET /x/ HTTP/1.1\r\nHost: %s\r\nX-CSRF: 1\r\n\r\n", host)
+			upstream, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer upstream.Close()
+			if _, err := http.ReadRequest(bufio.NewReader(upstream)); err != nil {
+				t.Fatal(err)
+			}
+			head := "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n"
+			var got []byte
+			for i, part := range test.parts {
+				io.WriteString(upstream, head+part)
+				head = ""
+				for !strings.HasSuffix(string(got), test.want[i]) {
+					b := make([]byte, 4<<10)
+					n, err := client.Read(b)
+					if got = append(got, b[:n]...); err != nil {
+						t.Fatalf("after part %d: got %q and %v, want %q at its end", i, got, err, test.want[i])
+					}
+				}
+			}
+		})
+	}
 }
 
 func TestBodiesAreForwardedInBothDirectionsAtOnce(t *testing.T) {

@@ -53,7 +53,8 @@ func (x *exchange) copyBody(ctx context.Context, w io.Writer) error {
 }
 
 // copyBuffered copies from to w until EOF, and flushes w before it waits for
-// more. length is how much will arrive, or -1 if that is not known.
+// more. length is how much will arrive, or -1 if that is not known: then w is
+// also flushed before it waits for the beginning.
 func (x *exchange) copyBuffered(w io.Writer, from io.Reader, length int64) error {
 	if length == 0 {
 		return nil
@@ -65,8 +66,17 @@ func (x *exchange) copyBuffered(w io.Writer, from io.Reader, length int64) error
 	if body, ok := from.(partReader); ok {
 		read, ready = body.ReadPart, body.Ready
 	}
-	unsent := false
+	flush := func() {
+		x.writing.Store(true)
+		flusher.Flush()
+		x.writing.Store(false)
+	}
+	unsent := flusher != nil && length < 0
 	for much := length > smallBuffer; ; {
+		if unsent && !ready() {
+			flush()
+			unsent = false
+		}
 		part := buf.get(much)
 		n, err := read(part)
 		if x.idle != nil {
@@ -80,18 +90,15 @@ func (x *exchange) copyBuffered(w io.Writer, from io.Reader, length int64) error
 				return err
 			}
 			x.download.Add(n)
-			unsent = true
+			unsent = flusher != nil
 		}
 		if err == io.EOF {
 			return nil
 		}
-		if flusher != nil && unsent && (err != nil || !ready()) {
-			x.writing.Store(true)
-			flusher.Flush()
-			x.writing.Store(false)
-			unsent = false
-		}
 		if err != nil {
+			if unsent {
+				flush()
+			}
 			return err
 		}
 		much = n > smallBuffer/2

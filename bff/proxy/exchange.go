@@ -410,7 +410,7 @@ func (x *exchange) copyResponse(ctx context.Context, body *requestBody) error {
 	if hasNoBody(x.resp.StatusCode) {
 		return nil
 	}
-	if x.resp.ContentLength < 0 || !body.complete() {
+	if !body.complete() {
 		x.conn.Load().Flush() // the body may take a while
 	}
 	if err := x.copyBody(ctx, x.w); err != nil {
@@ -419,6 +419,9 @@ func (x *exchange) copyResponse(ctx context.Context, body *requestBody) error {
 		}
 		x.recordAbort(ctx, err)
 		panic(http.ErrAbortHandler) // the client must not take what it has for complete
+	}
+	if len(x.resp.Trailer) > 0 {
+		x.conn.Load().Flush() // otherwise net/http would send a Content-Length, and no trailer
 	}
 	for name, values := range x.resp.Trailer {
 		if trailerAllowed(name) && len(values) > 0 {
