@@ -506,8 +506,9 @@ func FuzzServer(f *testing.F) {
 	const beginning = `400 Bad Request map["Content-Type":["text/plain; charset=utf-8"]] "400 Bad Request" <nil>`
 	// net/http writes a body in its response to HEAD if the handler has set an
 	// invalid Content-Length, goes on after some lists with close, and sends
-	// chunks after an invalid Trailer.
-	skipped := regexp.MustCompile(`(?i)(flush|huge|big)\S*read|HEAD \S*Content-Length|` +
+	// chunks after an invalid Trailer. methodOf does not know if 0HEAD is a
+	// method, or HEAD after a body.
+	skipped := regexp.MustCompile(`(?i)(flush|huge|big)\S*read|HEAD \S*Content-Length|[^\n]HEAD \S+ HTTP/|` +
 		`set:(connection|trailer|transfer-encoding)`)
 	may := regexp.MustCompile(`"Content-Length":\["\d+"\] ?| (true|false) map\[\S*\]`)
 	f.Fuzz(func(t *testing.T, request string) {
