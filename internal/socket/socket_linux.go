@@ -56,8 +56,11 @@ func newSocket(c net.Conn) io.ReadWriter {
 
 // Read is io.Reader.
 func (s *socket) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return s.in.conn.Read(p)
+	}
 	n, err := s.in.move(p)
-	if n == 0 && err == nil && len(p) > 0 {
+	if n == 0 && err == nil {
 		err = io.EOF
 	}
 	return n, err
@@ -65,6 +68,9 @@ func (s *socket) Read(p []byte) (int, error) {
 
 // Write is io.Writer.
 func (s *socket) Write(p []byte) (int, error) {
+	if len(p) == 0 {
+		return s.out.conn.Write(p)
+	}
 	n, err := s.out.move(p)
 	if n < len(p) && err == nil {
 		err = io.ErrShortWrite

@@ -88,6 +88,10 @@ func TestDoesWhatTheConnectionDoes(t *testing.T) {
 			return rw.Read(make([]byte, large))
 		},
 		"read nothing": func(rw io.ReadWriter, here, there net.Conn) (int, error) { return rw.Read(nil) },
+		"read nothing after a deadline": func(rw io.ReadWriter, here, there net.Conn) (int, error) {
+			here.SetReadDeadline(time.Unix(1, 0))
+			return rw.Read(nil)
+		},
 		"read until a deadline": func(rw io.ReadWriter, here, there net.Conn) (int, error) {
 			here.SetReadDeadline(soon())
 			return rw.Read(make([]byte, large))
@@ -113,6 +117,10 @@ func TestDoesWhatTheConnectionDoes(t *testing.T) {
 			return rw.Write(make([]byte, large))
 		},
 		"write nothing": func(rw io.ReadWriter, here, there net.Conn) (int, error) { return rw.Write(nil) },
+		"write nothing after the end": func(rw io.ReadWriter, here, there net.Conn) (int, error) {
+			here.(interface{ CloseWrite() error }).CloseWrite()
+			return rw.Write(nil)
+		},
 		"write after a deadline": func(rw io.ReadWriter, here, there net.Conn) (int, error) {
 			here.SetWriteDeadline(time.Unix(1, 0))
 			return rw.Write(make([]byte, large))
