@@ -2,7 +2,6 @@ package session
 
 import (
 	"bytes"
-	"compress/flate"
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
@@ -11,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"unicode/utf8"
+
+	"github.com/klauspost/compress/flate"
 )
 
 // Records are compressed before they are encrypted, to save memory in the
@@ -38,7 +39,8 @@ const packDictionary = `zoneinfo":"locale":"en-US","picture":"https://phone_numb
 	`openid profile email","n":-1,"x":300000}{"i":"https://","u":"","d":"","c":{"sub":"`
 
 var packers = sync.Pool{New: func() any {
-	w, err := flate.NewWriterDict(nil, flate.DefaultCompression, []byte(packDictionary))
+	const level = 5 // as small as level 6 but for a percent, in two thirds of the time
+	w, err := flate.NewWriterDict(nil, level, []byte(packDictionary))
 	if err != nil {
 		panic(err) // only for an invalid level
 	}
