@@ -180,7 +180,7 @@ func TestPartialRevocationTellsWhatHasEnded(t *testing.T) {
 	a.signInUser("alice")
 	var deleted atomic.Int32
 	store.hook(func(method, key string) error {
-		if method == "Delete" && strings.HasPrefix(key, "session:") && deleted.Add(1) == 2 {
+		if method == "Delete" && strings.HasPrefix(key, "session:") && deleted.Add(1) > 1 {
 			return errors.New("connection reset")
 		}
 		return nil
