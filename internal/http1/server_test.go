@@ -294,7 +294,7 @@ func twinRequests() []string {
 	return all
 }
 
-var methodOf = regexp.MustCompile(`([A-Z]+) \S+ HTTP/`)
+var methodOf = regexp.MustCompile(`(\S+) \S+ HTTP/`)
 
 // differs reports whether the response to a request is another one than that of
 // net/http, for a reason.
