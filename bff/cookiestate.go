@@ -76,8 +76,11 @@ func (a *app) cookieSession(r *http.Request) string {
 // did. current is the request's session. If that has ended meanwhile, the
 // browser may have the cookie of another one.
 func (a *app) renewCookie(
-	ctx context.Context, w http.ResponseWriter, r *http.Request, current *session.Session,
+	ctx context.Context, w *response, r *http.Request, current *session.Session,
 ) bool {
+	if w.cookieCurrent {
+		return false
+	}
 	ticket, state := a.cookie.Read(r)
 	if state != session.CookieOutdated || !ticket.Equal(current.Ticket()) {
 		return false

@@ -56,7 +56,7 @@ func (a *app) beforeResponse(rw http.ResponseWriter, r *http.Request) {
 	if w.fromFrontend && a.files.SetHeader != nil {
 		a.files.SetHeader(w.Header())
 	}
-	if w.access.session != nil && !w.cookieCurrent {
+	if w.access.session != nil {
 		a.renewCookie(r.Context(), w, r, w.access.session)
 	}
 }
