@@ -82,22 +82,11 @@ func TestLateResponseWriter(t *testing.T) {
 			io.WriteString(c, "hijacked")
 		}
 	})
-	c, err := net.Dial("tcp", s.plain)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+	c := s.dial(t)
 	r := bufio.NewReader(c)
 	for _, query := range []string{"first", "second"} {
 		io.WriteString(c, plainRequest("GET", query, "\r\n"))
-		resp, err := http.ReadResponse(r, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if text, err := io.ReadAll(resp.Body); string(text) != query || err != nil {
-			t.Fatalf("%s: got %.40q and %v", query, text, err)
-		}
+		wantText(t, r, query)
 	}
 	io.WriteString(c, plainRequest("GET", "hijack", "\r\n"))
 	if text, err := io.ReadAll(r); string(text) != "hijacked" || err != nil {
@@ -109,15 +98,20 @@ func TestLateResponseWriter(t *testing.T) {
 // a client that does not read, and does not apply to the next response.
 func TestAFarWriteDeadlineEndsAWrite(t *testing.T) {
 	t.Parallel()
-	const far = 4 * sweepInterval
+	const far = 3 * time.Second
 	began, ended := make(chan time.Time, 1), make(chan time.Time, 1)
 	s := startTwins(t, func(w http.ResponseWriter, r *http.Request) {
+		x := w.(*responseWriter).x
 		switch r.URL.RawQuery {
 		case "limited":
 			http.NewResponseController(w).SetWriteDeadline(time.Now().Add(far))
-			time.Sleep(3 * sweepInterval)
+			for set := false; !set; time.Sleep(sweepInterval / 10) { // until the sweep
+				x.mu.Lock()
+				set = x.limited
+				x.mu.Unlock()
+			}
 		case "next":
-			time.Sleep(2 * far)
+			time.Sleep(far)
 		case "stuck":
 			began <- time.Now()
 			http.NewResponseController(w).SetWriteDeadline(time.Now().Add(far))
@@ -130,22 +124,11 @@ func TestAFarWriteDeadlineEndsAWrite(t *testing.T) {
 		}
 		io.WriteString(w, r.URL.RawQuery)
 	})
-	c, err := net.Dial("tcp", s.plain)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+	c := s.dial(t)
 	r := bufio.NewReader(c)
 	for _, query := range []string{"limited", "next"} {
 		io.WriteString(c, plainRequest("GET", query, "\r\n"))
-		resp, err := http.ReadResponse(r, nil)
-		if err != nil {
-			t.Fatalf("%s: %v", query, err)
-		}
-		if text, err := io.ReadAll(resp.Body); string(text) != query || err != nil {
-			t.Fatalf("%s: got %.40q and %v", query, text, err)
-		}
+		wantText(t, r, query)
 	}
 	io.WriteString(c, plainRequest("GET", "stuck", "\r\n"))
 	if took := -(<-began).Sub(<-ended); took < far {
@@ -232,12 +215,7 @@ func TestAWriteThatIsRefusedBreaksTheResponse(t *testing.T) {
 func TestTheBeginOfARequestEndsTheIdleTime(t *testing.T) {
 	t.Parallel()
 	s := startTwins(t, behave)
-	c, err := net.Dial("tcp", s.plain)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+	c := s.dial(t)
 	request := plainRequest("GET", "write:x", "\r\n")
 	io.WriteString(c, request)
 	if _, err := http.ReadResponse(bufio.NewReader(c), nil); err != nil {

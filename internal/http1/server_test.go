@@ -71,6 +71,30 @@ func startTwins(tb testing.TB, handler http.HandlerFunc, edit ...func(*http.Serv
 	return s
 }
 
+// dial returns a connection to the plain server.
+func (s *twins) dial(t *testing.T) net.Conn {
+	t.Helper()
+	c, err := net.Dial("tcp", s.plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	return c
+}
+
+// wantText reads a response whose body is to be text.
+func wantText(t *testing.T, r *bufio.Reader, text string) {
+	t.Helper()
+	resp, err := http.ReadResponse(r, nil)
+	if err != nil {
+		t.Fatalf("%s: %v", text, err)
+	}
+	if got, err := io.ReadAll(resp.Body); string(got) != text || err != nil {
+		t.Fatalf("got %.40q and %v, want %q", got, err, text)
+	}
+}
+
 func listen(tb testing.TB) net.Listener {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -370,25 +394,14 @@ func TestPipelinedDuringALongRequest(t *testing.T) {
 		}
 		io.WriteString(w, r.URL.RawQuery)
 	})
-	c, err := net.Dial("tcp", s.plain)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+	c := s.dial(t)
 	io.WriteString(c, plainRequest("GET", "long", "\r\n"))
 	time.Sleep(2 * sweepInterval)
 	second := plainRequest("GET", "second", "\r\n")
 	io.WriteString(c, second[:10])
 	r := bufio.NewReader(c)
 	for i, want := range []string{"long", "second", "third"} {
-		resp, err := http.ReadResponse(r, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if text, _ := io.ReadAll(resp.Body); string(text) != want {
-			t.Errorf("got %q, want %q", text, want)
-		}
+		wantText(t, r, want)
 		if i == 0 {
 			io.WriteString(c, second[10:]+plainRequest("GET", "third", "\r\n"))
 		}
