@@ -28,6 +28,15 @@ async function startAPI() {
 }
 
 /**
+ * How the client of hot reload subscribes to updates. An update that the server builds before is sent to no page.
+ *
+ * @typedef {object} Subscriptions
+ * @property {RegExp} sent matches a message to the server. Its group is the name of the subscription.
+ * @property {RegExp} done matches a message of the server, after it has processed earlier subscriptions
+ * @property {string} hydrated selects an element of a page that is hydrated, and shows an update
+ */
+
+/**
  * Tests `cloakroom dev` with a tool.
  *
  * @param {string} name
@@ -39,12 +48,14 @@ async function startAPI() {
  *   signal?: NodeJS.Signals,
  *   keepsPage?: boolean,
  *   throughDev?: Record<string, string>,
+ *   subscriptions?: Subscriptions,
  *   base?: string,
  * }} tool `files` of the app are written to `dir`. The app shows the text "first" of the file `message`. `signal`
  *   ends the server. If `keepsPage` is set, hot reload does not load the page again. A tool whose
- *   WebSocket does not go through dev by itself has files for that in `throughDev`. The app is below the path `base`.
+ *   WebSocket does not go through dev by itself has files for that in `throughDev`. `subscriptions` describes those of
+ *   hot reload, if there are any. The app is below the path `base`.
  */
-export function developing(name, { dir: makeDir, files, command, message, signal = "SIGKILL", keepsPage = true, throughDev, base = "" }) {
+export function developing(name, { dir: makeDir, files, command, message, signal = "SIGKILL", keepsPage = true, throughDev, subscriptions, base = "" }) {
   describe(`cloakroom dev with ${name}`, { timeout: 300_000 }, () => {
     /** @type {import("playwright-core").Browser | undefined} */
     let browser;
@@ -105,12 +116,12 @@ export function developing(name, { dir: makeDir, files, command, message, signal
         const isOther = pathname.startsWith("/__nextjs_") || pathname === "/favicon.ico";
         if (origin === dev.match[1] && !`${pathname}/`.startsWith(`${base}/`) && !isOther) outside.push(pathname);
       });
-      let connected = hotReloadConnects(page);
+      let connected = awaitHotReload(page, subscriptions);
       await page.goto(`${base}/`);
       await page.getByText("first").waitFor();
-      await connected;
+      await connected();
 
-      connected = hotReloadConnects(page);
+      connected = awaitHotReload(page, subscriptions);
       await signIn(page, { sub: "carol", roles: ["admin"] }, { prefix: `${base}/bff` });
       await page.getByText("first").waitFor();
       assert.equal(await sub(), "carol");
@@ -122,7 +133,7 @@ export function developing(name, { dir: makeDir, files, command, message, signal
       assert.equal(claims.sub, "carol");
       assert.deepEqual(claims.roles, ["admin"]);
 
-      await connected;
+      await connected();
       await edit("first", "second");
       assert.equal(await sub(), "carol");
       assert.equal(sockets.every((origin) => origin === dev.match[1]), !throughDev, `WebSockets of hot reload: ${sockets}`);
@@ -136,12 +147,12 @@ export function developing(name, { dir: makeDir, files, command, message, signal
       assert.equal(await call(), 200); // the session and the API are as before
       await writeAll(throughDev);
       sockets.length = 0;
-      connected = hotReloadConnects(page);
+      connected = awaitHotReload(page, subscriptions);
       await rm(join(dir, "down"));
       await page.getByText("second").waitFor(); // the page loads itself again
       assert.equal(await sub(), "carol");
       if (throughDev) {
-        await connected;
+        await connected();
         await edit("second", "third");
         assert.ok(sockets.every((origin) => origin === dev.match[1]), `WebSockets of hot reload: ${sockets}`);
       }
@@ -151,6 +162,36 @@ export function developing(name, { dir: makeDir, files, command, message, signal
       await context.close();
     });
   });
+}
+
+/**
+ * Follows hot reload of the next page. Call it before what loads the page.
+ *
+ * @param {import("playwright-core").Page} page
+ * @param {Subscriptions} [subscriptions] if the server sends updates of what a page subscribes to only
+ * @returns {() => Promise<void>} waits until the page gets the next update
+ */
+function awaitHotReload(page, subscriptions) {
+  if (!subscriptions) {
+    const connected = hotReloadConnects(page);
+    return () => connected;
+  }
+  const [subscribed, pending] = [new Set(), new Set()];
+  page.once("websocket", (socket) => {
+    socket.on("framesent", ({ payload }) => {
+      const name = String(payload).match(subscriptions.sent)?.[1];
+      if (!name || subscribed.has(name)) return;
+      subscribed.add(name);
+      pending.add(name);
+    });
+    socket.on("framereceived", ({ payload }) => {
+      if (subscriptions.done.test(String(payload))) pending.clear();
+    });
+  });
+  return async () => {
+    await page.locator(subscriptions.hydrated).waitFor();
+    await until("hot reload has subscribed", async () => subscribed.size > 0 && pending.size === 0);
+  };
 }
 
 /** Signs in with the picker, and ends the session in the inspector. @param {import("playwright-core").Page} page @param {string} base */

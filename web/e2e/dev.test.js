@@ -42,12 +42,19 @@ export default function Page() {
   return <Message />;
 }`,
     "app/message.jsx": `"use client";
+import { useEffect } from "react";
 export function Message() {
+  useEffect(() => void (document.body.dataset.hydrated = "yes"));
   return <p>first</p>;
 }`,
   },
   command: (port) => [process.execPath, join(example, "node_modules/next/dist/bin/next"), "dev", "--port", `${port}`],
   message: "app/message.jsx",
+  subscriptions: {
+    sent: /^\{"type":"turbopack-subscribe","path":"([^"]+)"/,
+    done: /^\{"type":"built"/, // it has nothing left to compute, and a subscription begins with the current state
+    hydrated: "body[data-hydrated]",
+  },
   signal: "SIGTERM", // its server is a child, which SIGKILL would leave behind
 };
 developing("Next.js", next);
