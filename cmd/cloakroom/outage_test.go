@@ -54,30 +54,31 @@ func TestProviderOutageEndsNoSession(t *testing.T) {
 	}
 	var all sync.WaitGroup
 	defer all.Wait()
-	started := 0
-	for name, fail := range map[string]func(*outage){
-		"frozen for 10 s":           frozen(10 * time.Second),
-		"frozen for 24 s":           frozen(24 * time.Second),
-		"frozen for 66 s":           frozen(66 * time.Second),
-		"in a black hole for 24 s":  blackhole(24 * time.Second),
-		"in a black hole for 66 s":  blackhole(66 * time.Second),
-		"503 for 60 s":              fault("503", 60*time.Second),
-		"429 for 60 s":              fault("429", 60*time.Second),
-		"500 for token requests":    fault("500", 60*time.Second),
-		"restarting, down for 5 s":  fault("restart", 5*time.Second),
-		"refuses connections, 60 s": fault("restart", 60*time.Second),
+	for i, test := range []struct { // the longest first
+		name string
+		fail func(*outage)
+	}{
+		{"frozen for 66 s", frozen(66 * time.Second)},
+		{"in a black hole for 66 s", blackhole(66 * time.Second)},
+		{"503 for 60 s", fault("503", 60*time.Second)},
+		{"429 for 60 s", fault("429", 60*time.Second)},
+		{"500 for token requests", fault("500", 60*time.Second)},
+		{"refuses connections, 60 s", fault("restart", 60*time.Second)},
+		{"frozen for 24 s", frozen(24 * time.Second)},
+		{"in a black hole for 24 s", blackhole(24 * time.Second)},
+		{"frozen for 10 s", frozen(10 * time.Second)},
+		{"restarting, down for 5 s", fault("restart", 5*time.Second)},
 	} {
-		delay := time.Duration(started) * 4 * time.Second // the sign-ins take time
-		started++
-		all.Go(func() { // concurrently, because they mostly wait
-			t.Run(name, func(t *testing.T) {
+		delay := time.Duration(i) * 3 * time.Second // the start of the replicas takes time
+		all.Go(func() {                             // concurrently, because they mostly wait
+			t.Run(test.name, func(t *testing.T) {
 				time.Sleep(delay)
 				o := startOutage(t, 50)
 				stop := o.callAll()
-				o.spreadExpiry()
+				time.Sleep(5 * time.Second)
 				before := o.stats()
 				began := time.Now()
-				fail(o)
+				test.fail(o)
 				recovered := time.Now()
 				time.Sleep(20 * time.Second)
 				calls := stop()
@@ -117,6 +118,8 @@ type outageStats struct {
 	Reuses    int     // of refresh tokens
 }
 
+// startOutage signs one user in each second, so that their tokens expire at
+// different times. It takes 50 seconds for 50 users.
 func startOutage(t *testing.T, users int) *outage {
 	t.Helper()
 	providerAddr, control := freeAddr(t), freeAddr(t)
@@ -149,7 +152,9 @@ func startOutage(t *testing.T, users int) *outage {
 	o.startReplicas(map[string]string{
 		"OIDC_ISSUER": issuer, "OIDC_WAIT": outageWait.String(), "SESSION_REFRESH_AHEAD": "10s",
 	}, store.URL(), store.URL(), store.URL())
+	started := time.Now()
 	for i := range users {
+		time.Sleep(time.Until(started.Add(time.Duration(i) * time.Second)))
 		o.users = append(o.users, o.signIn(t, fmt.Sprintf("user%02d", i), devidp.Hooks{}))
 	}
 	return o
@@ -163,15 +168,6 @@ func (o *outage) callAll() (stop func() []response) {
 		at := o.replicas[rand.N(len(o.replicas))]
 		return o.call(at, o.users[i], "GET", "/api/x")
 	})
-}
-
-// spreadExpiry refreshes the tokens of one user each second, so that they
-// expire at different times. It takes 50 seconds for 50 users.
-func (o *outage) spreadExpiry() {
-	for i, u := range o.users {
-		o.call(o.replicas[i%len(o.replicas)], u, "POST", "/bff/session/refresh")
-		time.Sleep(time.Second)
-	}
 }
 
 // check checks the responses to all calls, and the requests at the provider.
