@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"regexp"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -136,10 +135,17 @@ func (a *app) cookieRefused(r *http.Request, name string, state session.CookieSt
 // those of releases that did not name the port.
 func isOwnCookie(name string) bool {
 	rest, ok := strings.CutPrefix(strings.TrimPrefix(strings.ToLower(name), "__host-http-"), "cloakroom")
-	return ok && (rest == "" || ownCookieEnd.MatchString(rest))
+	if !ok || rest == "" {
+		return ok
+	}
+	// What follows is a port, a hash of the base path, and a purpose: see
+	// session.CookieConfig.Name.
+	const digits = "0123456789"
+	if rest[0] == '-' && len(rest) > 1 && strings.Contains(digits, rest[1:2]) {
+		rest = strings.TrimLeft(rest[1:], digits)
+	}
+	if len(rest) > 8 && rest[0] == '.' && strings.Trim(rest[1:9], digits+"abcdef") == "" {
+		rest = rest[9:]
+	}
+	return rest == "" || rest == "-logout" || strings.HasPrefix(rest, "-login-")
 }
-
-// ownCookieEnd matches what comes after "cloakroom" in the name of a cookie of
-// a broker: port, hash of the base path, and purpose (see
-// session.CookieConfig.Name).
-var ownCookieEnd = regexp.MustCompile(`^(-[0-9]+)?(\.[0-9a-f]{8})?(-logout|-login-.*)?$`)
