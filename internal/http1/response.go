@@ -29,6 +29,7 @@ func readHead(r *bufio.Reader, read *int) (*http.Response, error) {
 		return nil, errHead
 	}
 	status, text, _ := strings.Cut(text, "\n")
+	status = strings.TrimSuffix(status, "\r")
 	resp := &http.Response{ProtoMajor: 1, Proto: "HTTP/1.1", ProtoMinor: 1}
 	version, rest, _ := strings.Cut(status, " ")
 	switch version {
@@ -46,13 +47,13 @@ func readHead(r *bufio.Reader, read *int) (*http.Response, error) {
 	return resp, err
 }
 
-// readLines reads up to the first empty line. It returns the lines before it,
-// each ending with a line feed.
+// readLines reads up to the first empty line and returns the lines, with their
+// ends.
 func readLines(r *bufio.Reader) (string, error) {
 	// Usually everything has arrived already.
 	buffered, _ := r.Peek(r.Buffered())
 	if n := headLength(buffered); n > 0 {
-		text := joinLines(buffered[:n])
+		text := string(buffered[:n])
 		r.Discard(n)
 		return text, nil
 	}
@@ -69,7 +70,7 @@ func readLines(r *bufio.Reader) (string, error) {
 		case err != nil:
 			return "", err
 		case headLength(all[line:]) > 0:
-			return joinLines(all), nil
+			return string(all), nil
 		default:
 			line = len(all)
 		}
@@ -91,30 +92,15 @@ func headLength(b []byte) int {
 	}
 }
 
-// joinLines removes the carriage returns and the empty line at the end.
-func joinLines(b []byte) string {
-	var text strings.Builder
-	text.Grow(len(b))
-	for len(b) > 0 {
-		i := bytes.IndexByte(b, '\n')
-		line := bytes.TrimSuffix(b[:i], []byte("\r"))
-		if len(line) > 0 {
-			text.Write(line)
-			text.WriteByte('\n')
-		}
-		b = b[i+1:]
-	}
-	return text.String()
-}
-
-// parseFields parses header fields, one per line. It rejects folded lines and
-// everything else that readers could interpret in two ways.
+// parseFields parses header fields, one per line, and skips empty lines. It
+// rejects folded lines and everything else that readers could interpret in two
+// ways.
 func parseFields(text string) (http.Header, error) {
-	n := strings.Count(text, "\n")
+	n := max(1, strings.Count(text, "\n")) - 1 // the last line of a head is empty
 	h := make(http.Header, n)
 	values := make([]string, 0, n)
-	for line := range strings.SplitSeq(strings.TrimSuffix(text, "\n"), "\n") {
-		if line == "" {
+	for line := range strings.SplitSeq(text, "\n") {
+		if line = strings.TrimSuffix(line, "\r"); line == "" {
 			continue
 		}
 		name, value, ok := strings.Cut(line, ":")
