@@ -14,7 +14,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
@@ -81,10 +80,11 @@ const (
 // conn is one connection to the upstream.
 type conn struct {
 	net.Conn
-	rw        io.ReadWriter // of Conn
-	r         *bufio.Reader // of rw
+	rw        socket.Conn   // of Conn
+	below     socket.Conn   // of the connection below TLS; without TLS it is rw
+	r         *bufio.Reader // calls Read
 	secure    *tls.Conn     // nil without TLS
-	peek      peek
+	unsent    []byte        // a request that the next Read sends
 	opened    time.Time
 	used      bool // by an earlier request
 	idleSince time.Time
@@ -111,9 +111,22 @@ func (c *Client) roundTrip(req *http.Request, fresh bool) (*http.Response, error
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalidRequest, err)
 	}
+	var resp *http.Response
+	for again := true; again; again = errors.Is(err, socket.ErrNotQuiet) {
+		resp, err = c.send(req, head, fresh)
+	}
+	if *buf = head; cap(head) <= maxPooledHead {
+		heads.Put(buf)
+	}
+	return resp, err
+}
+
+// send sends a request on one connection and waits for the response. The error
+// is socket.ErrNotQuiet if an idle connection was of no use.
+func (c *Client) send(req *http.Request, head []byte, fresh bool) (resp *http.Response, err error) {
 	var cn *conn
 	if !fresh {
-		cn = c.idleConn()
+		cn = c.idleConn(hasBody(req))
 	}
 	if cn == nil {
 		if cn, err = c.dial(req.Context()); err != nil {
@@ -122,18 +135,16 @@ func (c *Client) roundTrip(req *http.Request, fresh bool) (*http.Response, error
 	}
 	x := &exchange{client: c, conn: cn, ctx: req.Context(), method: req.Method}
 	x.stop = cancel.AfterFunc(x.ctx, func() { cn.Close() })
-	err = x.send(req, head)
-	if *buf = head; cap(head) <= maxPooledHead {
-		heads.Put(buf)
-	}
-	var resp *http.Response
-	if err == nil {
+	if err = x.send(req, head); err == nil {
 		resp, err = x.receive()
 	}
 	if err == nil {
 		return resp, nil
 	}
 	x.end(false)
+	if errors.Is(err, socket.ErrNotQuiet) {
+		return nil, err
+	}
 	if cause := context.Cause(x.ctx); cause != nil {
 		return nil, cause
 	}
@@ -165,14 +176,15 @@ func (c *Client) CloseIdle() {
 }
 
 // idleConn returns the most recently used idle connection that is still open,
-// or nil.
-func (c *Client) idleConn() *conn {
+// or nil. Without TLS and a body, send finds out whether it is.
+func (c *Client) idleConn(body bool) *conn {
 	for {
 		cn := c.pop()
 		if cn == nil {
 			return nil
 		}
-		if now := time.Now(); now.Sub(cn.idleSince) < maxIdleTime && !c.tooOld(cn, now) && cn.quiet() {
+		now := time.Now()
+		if now.Sub(cn.idleSince) < maxIdleTime && !c.tooOld(cn, now) && (cn.asks(body) || cn.quiet()) {
 			return cn
 		}
 		cn.Close()
@@ -186,11 +198,11 @@ func (c *Client) dial(ctx context.Context) (*conn, error) {
 		return nil, err
 	}
 	rw := socket.New(raw)
-	cn := &conn{Conn: raw, rw: rw, r: bufio.NewReaderSize(rw, readBuffer), opened: time.Now()}
+	cn := &conn{Conn: raw, rw: rw, below: rw, opened: time.Now()}
+	cn.r = bufio.NewReaderSize(cn, readBuffer)
 	if cn.secure, _ = raw.(*tls.Conn); cn.secure != nil {
-		raw = cn.secure.NetConn()
+		cn.below = socket.New(cn.secure.NetConn())
 	}
-	cn.peek.init(raw)
 	return cn, nil
 }
 
@@ -223,6 +235,19 @@ func (c *Client) limitReads(cn *conn, now time.Time) {
 	}
 }
 
+// asks reports whether the next read sends the request, which costs less. A
+// body is sent on another goroutine, and TLS reads and writes several times.
+func (cn *conn) asks(body bool) bool { return cn.used && cn.secure == nil && !body }
+
+// Read is that of rw, after unsent has been sent.
+func (cn *conn) Read(p []byte) (int, error) {
+	if request := cn.unsent; request != nil {
+		cn.unsent = nil
+		return cn.rw.Ask(request, p)
+	}
+	return cn.rw.Read(p)
+}
+
 // Write is that of rw.
 func (cn *conn) Write(p []byte) (int, error) { return cn.rw.Write(p) }
 
@@ -247,7 +272,7 @@ func (cn *conn) readBody(p []byte) (int, error) {
 
 // quiet reports whether an idle connection is open and has no unread data.
 func (cn *conn) quiet() bool {
-	if !cn.peek.quiet() {
+	if quiet, _ := cn.below.Quiet(); !quiet {
 		return false
 	}
 	if cn.secure == nil {

@@ -545,7 +545,7 @@ func TestIdleConnectionsAreClosedAfterMaxIdleTime(t *testing.T) {
 	cn := u.idle[0]
 	cn.idleSince = time.Now().Add(-maxIdleTime)
 	u.sweep()
-	if len(u.idle) != 0 || u.sweeping || cn.peek.quiet() {
+	if len(u.idle) != 0 || u.sweeping || cn.quiet() {
 		t.Errorf("%d idle connections, sweeping is %v", len(u.idle), u.sweeping)
 	}
 }

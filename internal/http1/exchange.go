@@ -93,6 +93,10 @@ func (x *exchange) await() error {
 
 // send writes the head of the request and starts to send its body.
 func (x *exchange) send(req *http.Request, head []byte) error {
+	if x.conn.asks(hasBody(req)) {
+		x.conn.unsent = head
+		return nil
+	}
 	if _, err := x.conn.Write(head); err != nil {
 		return fmt.Errorf("%w: %w", ErrConnClosed, err)
 	}

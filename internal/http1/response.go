@@ -307,7 +307,11 @@ func (b *body) Ready() bool {
 	if b.err != nil || b.x.conn.r.Buffered() > 0 {
 		return true
 	}
-	return b.x.conn.secure == nil && b.x.conn.peek.known() && !b.x.conn.peek.quiet()
+	if b.x.conn.secure != nil {
+		return false
+	}
+	quiet, known := b.x.conn.rw.Quiet()
+	return known && !quiet
 }
 
 // Close ends the exchange. It does not wait for the rest of the body.

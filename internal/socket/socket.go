@@ -3,11 +3,58 @@
 package socket
 
 import (
+	"errors"
 	"io"
 	"net"
 )
 
-// New returns a reader and writer of c. It does what c does, deadlines and
-// errors included, and costs less where it can: on Linux, if c is a
-// *net.TCPConn or a *net.UnixConn. Elsewhere it is c itself.
-func New(c net.Conn) io.ReadWriter { return newSocket(c) }
+// Conn reads and writes a connection.
+type Conn interface {
+	io.ReadWriter
+
+	// Quiet reports whether the connection is open and has no unread data. It
+	// does not wait. known is false if it cannot tell.
+	Quiet() (quiet, known bool)
+
+	// Ask writes a request to a quiet connection, waits, and reads the first
+	// bytes of the response into p. If the connection is not known to be quiet
+	// it writes nothing and returns ErrNotQuiet.
+	Ask(request, p []byte) (int, error)
+}
+
+// ErrNotQuiet reports that a connection is closed or has unread data. In HTTP
+// it is no longer of use: unread data could be taken for the next response.
+var ErrNotQuiet = errors.New("the connection was closed or has unread data")
+
+// New returns a Conn of c. It does what c does, deadlines and errors included,
+// and costs less where it can: on Linux, if c is a *net.TCPConn or a
+// *net.UnixConn.
+func New(c net.Conn) Conn {
+	if fast := newSocket(c); fast != nil {
+		return fast
+	}
+	return &plain{Conn: c, peek: newPeek(c)}
+}
+
+// plain is a Conn of any connection.
+type plain struct {
+	net.Conn
+	peek func() error // peeks at a byte without waiting; nil: it cannot
+}
+
+func (c *plain) Quiet() (quiet, known bool) {
+	if c.peek == nil {
+		return false, false
+	}
+	return wouldWait(c.peek()), true
+}
+
+func (c *plain) Ask(request, p []byte) (int, error) {
+	if quiet, _ := c.Quiet(); !quiet {
+		return 0, ErrNotQuiet
+	}
+	if _, err := c.Write(request); err != nil {
+		return 0, err
+	}
+	return c.Read(p)
+}

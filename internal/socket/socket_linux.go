@@ -1,3 +1,5 @@
+//go:build !386
+
 package socket
 
 import (
@@ -15,7 +17,19 @@ import (
 // is often due to other processes, the runtime has another thread go on with
 // the other goroutines, and looks for such calls again and again. A call on a
 // socket of package net never waits, so that is wasted.
-type socket struct{ in, out direction }
+type socket struct {
+	in, out direction
+	raw     syscall.RawConn
+	look    func(fd uintptr)      // sets quiet; allocated once
+	ask     func(fd uintptr) bool // allocated once
+
+	mu    sync.Mutex // guards quiet
+	quiet bool
+
+	// Guarded by the mutex of in:
+	request []byte // nil: it was sent
+	sent    int    // bytes of request, or -1: the connection was not quiet
+}
 
 // direction is what a socket has for reads, or for writes.
 type direction struct {
@@ -35,7 +49,8 @@ type direction struct {
 // wait for a call.
 const maxCall = 128 << 10
 
-func newSocket(c net.Conn) io.ReadWriter {
+// newSocket returns nil if c cannot have a socket.
+func newSocket(c net.Conn) Conn {
 	var raw syscall.RawConn
 	var err error
 	switch c := c.(type) {
@@ -45,12 +60,14 @@ func newSocket(c net.Conn) io.ReadWriter {
 		raw, err = c.SyscallConn()
 	}
 	if raw == nil || err != nil {
-		return c
+		return nil
 	}
-	s := new(socket)
+	s := &socket{raw: raw}
 	s.in.conn, s.in.name, s.in.call, s.in.wait = c, "read", syscall.SYS_READ, raw.Read
 	s.out.conn, s.out.name, s.out.call, s.out.wait = c, "write", syscall.SYS_WRITE, raw.Write
 	s.in.try, s.out.try = s.in.tryRead, s.out.tryWrite
+	s.look = func(fd uintptr) { s.quiet = quiet(fd) }
+	s.ask = s.tryAsk
 	return s
 }
 
@@ -59,7 +76,11 @@ func (s *socket) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return s.in.conn.Read(p)
 	}
-	n, err := s.in.move(p)
+	return atEnd(s.in.move(p))
+}
+
+// atEnd adds io.EOF if nothing was read.
+func atEnd(n int, err error) (int, error) {
 	if n == 0 && err == nil {
 		err = io.EOF
 	}
@@ -78,12 +99,72 @@ func (s *socket) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// Quiet is that of Conn.
+func (s *socket) Quiet() (quiet, known bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.quiet = false
+	err := s.raw.Control(s.look) // RawConn.Read would fail after a deadline
+	return s.quiet && err == nil, true
+}
+
+// Ask is that of Conn. It saves the read that finds nothing: RawConn.Read
+// resets what the runtime knows of the connection, then calls tryAsk, which
+// writes the request, and the runtime learns of the response in any case. No
+// other goroutine may write.
+func (s *socket) Ask(request, p []byte) (int, error) {
+	s.in.mu.Lock()
+	s.request, s.sent = request, 0
+	n, err := s.in.moveWith(s.ask, p)
+	s.request = nil
+	sent := s.sent
+	s.in.mu.Unlock()
+	switch {
+	case err != nil || sent == len(request):
+		return atEnd(n, err)
+	case sent < 0:
+		return 0, ErrNotQuiet
+	}
+	if _, err := s.Write(request[sent:]); err != nil {
+		return 0, err
+	}
+	return s.Read(p)
+}
+
+// tryAsk writes the request when it is called first, and reports whether that
+// is all it can do. Later it is tryRead.
+func (s *socket) tryAsk(fd uintptr) bool {
+	request := s.request
+	if request == nil {
+		return s.in.tryRead(fd)
+	}
+	s.request = nil
+	if !quiet(fd) {
+		s.sent = -1
+		return true
+	}
+	s.sent, _ = transfer(syscall.SYS_WRITE, fd, request[:min(len(request), maxCall)], 0) // Write gets the error again
+	return s.sent < len(request)
+}
+
+// quiet reports whether a socket is open and has no unread data.
+func quiet(fd uintptr) bool {
+	var b [1]byte
+	_, errno := transfer(syscall.SYS_RECVFROM, fd, b[:], syscall.MSG_PEEK)
+	return errno == syscall.EAGAIN
+}
+
 // move waits until something was read into p, or until all of it was written.
 func (d *direction) move(p []byte) (int, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	return d.moveWith(d.try, p)
+}
+
+// moveWith is move with another function than d.try. d.mu must be locked.
+func (d *direction) moveWith(try func(fd uintptr) bool, p []byte) (int, error) {
 	d.p, d.done, d.errno = p, 0, 0
-	err := d.wait(d.try)
+	err := d.wait(try)
 	d.p = nil
 	if d.errno != 0 {
 		err = os.NewSyscallError(d.name, d.errno)
@@ -117,26 +198,33 @@ func (d *direction) tryWrite(fd uintptr) bool {
 // attempt makes one system call. It returns false if that would have to wait.
 func (d *direction) attempt(fd uintptr) (n int, ok bool) {
 	rest := d.p[d.done:]
-	rest = rest[:min(len(rest), maxCall)]
-	if raceEnabled && d.call == syscall.SYS_WRITE {
+	n, errno := transfer(d.call, fd, rest[:min(len(rest), maxCall)], 0)
+	d.done += n
+	if errno == syscall.EAGAIN {
+		return 0, false
+	}
+	d.errno = errno
+	return n, true
+}
+
+// transfer makes a system call that reads into p or writes p, until it is not
+// interrupted.
+func transfer(call, fd uintptr, p []byte, flags uintptr) (int, syscall.Errno) {
+	if raceEnabled && call == syscall.SYS_WRITE {
 		syscall.Write(int(fd), nil)
 	}
 	for {
-		at, length := unsafe.Pointer(unsafe.SliceData(rest)), uintptr(len(rest))
-		moved, _, errno := syscall.RawSyscall(d.call, fd, uintptr(at), length)
+		at, length := unsafe.Pointer(unsafe.SliceData(p)), uintptr(len(p))
+		n, _, errno := syscall.RawSyscall6(call, fd, uintptr(at), length, flags, 0, 0)
 		switch errno {
 		case 0:
-			if raceEnabled && d.call == syscall.SYS_READ {
+			if raceEnabled && call == syscall.SYS_READ {
 				syscall.Read(int(fd), nil)
 			}
-			d.done += int(moved)
-			return int(moved), true
+			return int(n), 0
 		case syscall.EINTR:
-		case syscall.EAGAIN:
-			return 0, false
 		default:
-			d.errno = errno
-			return 0, true
+			return 0, errno
 		}
 	}
 }

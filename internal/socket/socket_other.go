@@ -1,10 +1,7 @@
-//go:build !linux
+//go:build !linux || 386
 
 package socket
 
-import (
-	"io"
-	"net"
-)
+import "net"
 
-func newSocket(c net.Conn) io.ReadWriter { return c }
+func newSocket(net.Conn) Conn { return nil }

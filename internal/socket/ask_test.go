@@ -1,0 +1,189 @@
+//go:build unix
+
+package socket
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"testing"
+	"time"
+)
+
+// newPlain returns the Conn of connections that are no sockets.
+func newPlain(c net.Conn) Conn { return &plain{Conn: c, peek: newPeek(c)} }
+
+// A socket does what a plain connection does.
+func TestAsksAsAPlainConnection(t *testing.T) {
+	t.Parallel()
+	question, later := []byte("question"), 30*time.Millisecond
+	ask := func(c Conn, request []byte) (int, error) { return c.Ask(request, make([]byte, 64)) }
+	// answer responds once it has received a request of a length.
+	answer := func(there net.Conn, length int64) {
+		io.CopyN(io.Discard, there, length)
+		io.WriteString(there, "answer")
+	}
+	for name, do := range map[string]func(c Conn, here, there net.Conn) (int, error){
+		"an answer": func(c Conn, here, there net.Conn) (int, error) {
+			go answer(there, int64(len(question)))
+			return ask(c, question)
+		},
+		"a late answer": func(c Conn, here, there net.Conn) (int, error) {
+			time.AfterFunc(later, func() { answer(there, int64(len(question))) })
+			return ask(c, question)
+		},
+		"a long question": func(c Conn, here, there net.Conn) (int, error) {
+			long := bytes.Repeat(question, 1<<20)
+			go answer(there, int64(len(long)))
+			return ask(c, long)
+		},
+		"a second question": func(c Conn, here, there net.Conn) (int, error) {
+			go answer(there, int64(len(question)))
+			ask(c, question)
+			go answer(there, int64(len(question)))
+			return ask(c, question)
+		},
+		"unread data": func(c Conn, here, there net.Conn) (int, error) {
+			io.WriteString(there, "unasked")
+			waitForData(c)
+			return ask(c, question)
+		},
+		"the rest of an answer": func(c Conn, here, there net.Conn) (int, error) {
+			go answer(there, int64(len(question)))
+			c.Ask(question, make([]byte, 1))
+			return ask(c, question)
+		},
+		"the peer has left": func(c Conn, here, there net.Conn) (int, error) {
+			there.Close()
+			waitForData(c)
+			return ask(c, question)
+		},
+		"the peer leaves": func(c Conn, here, there net.Conn) (int, error) {
+			time.AfterFunc(later, func() {
+				io.CopyN(io.Discard, there, int64(len(question)))
+				there.Close()
+			})
+			return ask(c, question)
+		},
+		"the peer leaves during a long question": func(c Conn, here, there net.Conn) (int, error) {
+			go func() {
+				there.Read(make([]byte, 1))
+				time.Sleep(later)
+				there.Close()
+			}()
+			n, err := ask(c, make([]byte, 64<<20))
+			if err != nil && err != ErrNotQuiet {
+				err = errors.New("a reset, or a broken pipe")
+			}
+			return n, err
+		},
+		"a deadline": func(c Conn, here, there net.Conn) (int, error) {
+			here.SetReadDeadline(time.Now().Add(later))
+			return ask(c, question)
+		},
+		"the close": func(c Conn, here, there net.Conn) (int, error) {
+			time.AfterFunc(later, func() { here.Close() })
+			return ask(c, question)
+		},
+	} {
+		for _, network := range networks {
+			t.Run(name+" "+network, func(t *testing.T) {
+				t.Parallel()
+				here, there := connect(t, network)
+				want := result(do(newPlain(here), here, there))
+				here, there = connect(t, network)
+				if got := result(do(New(here), here, there)); got != want {
+					t.Errorf("got %s, want %s", got, want)
+				}
+			})
+		}
+	}
+}
+
+// waitForData waits until a connection has something to read, or its end.
+func waitForData(c Conn) {
+	for quiet := true; quiet; time.Sleep(time.Millisecond) {
+		quiet, _ = c.Quiet()
+	}
+}
+
+// What was not asked is not sent: the request can go to another connection.
+func TestSendsNothingIfTheConnectionIsNotQuiet(t *testing.T) {
+	t.Parallel()
+	for _, newConn := range []func(net.Conn) Conn{New, newPlain} {
+		here, there := connect(t, "tcp")
+		io.WriteString(there, "unasked")
+		c := newConn(here)
+		waitForData(c)
+		here.SetReadDeadline(time.Now().Add(20 * time.Second))
+		if _, err := c.Ask([]byte("question"), make([]byte, 64)); err != ErrNotQuiet {
+			t.Errorf("got %v, want ErrNotQuiet", err)
+		}
+		here.Close()
+		if got, err := io.ReadAll(there); len(got) > 0 {
+			t.Errorf("the peer has received %q (%v)", got, err)
+		}
+	}
+}
+
+func TestIsQuietUntilSomethingArrives(t *testing.T) {
+	t.Parallel()
+	for _, newConn := range []func(net.Conn) Conn{New, newPlain} {
+		here, there := connect(t, "tcp")
+		c := newConn(here)
+		here.SetReadDeadline(time.Unix(1, 0)) // makes no difference
+		if quiet, known := c.Quiet(); !quiet || !known {
+			t.Errorf("got %v, %v for an open connection", quiet, known)
+		}
+		io.WriteString(there, "x")
+		waitForData(c)
+		here.SetReadDeadline(time.Time{})
+		if n, err := c.Read(make([]byte, 2)); n != 1 || err != nil {
+			t.Errorf("after a look at it, the byte reads as %d, %v", n, err)
+		}
+		here.Close()
+		if quiet, known := c.Quiet(); quiet || !known {
+			t.Errorf("got %v, %v for a closed connection", quiet, known)
+		}
+	}
+	c, _ := net.Pipe()
+	if quiet, known := New(c).Quiet(); quiet || known {
+		t.Errorf("got %v, %v for a pipe", quiet, known)
+	}
+}
+
+// The response wakes the caller, whenever it arrives.
+func TestNoAnswerIsMissed(t *testing.T) {
+	t.Parallel()
+	const conns, questions = 8, 5000
+	var asking sync.WaitGroup
+	for i := range conns {
+		here, there := connect(t, "tcp")
+		go func() {
+			buf := make([]byte, 64)
+			for {
+				n, err := there.Read(buf)
+				if err != nil {
+					return
+				}
+				for range i * 100 { // vary the time
+					buf[n]++
+				}
+				there.Write(buf[:n])
+			}
+		}()
+		asking.Go(func() {
+			c, buf := New(here), make([]byte, 64)
+			here.SetReadDeadline(time.Now().Add(time.Minute))
+			for range questions {
+				if n, err := c.Ask([]byte("question"), buf); string(buf[:n]) != "question" || err != nil {
+					t.Errorf("got %q and %v", buf[:n], err)
+					return
+				}
+			}
+		})
+	}
+	asking.Wait()
+}
