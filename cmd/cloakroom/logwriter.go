@@ -11,8 +11,9 @@ import (
 // logBuffer is the maximum number of bytes that wait for a slow reader.
 const logBuffer = 4 << 20
 
-// logPause is how long a line waits for others.
-const logPause = 2 * time.Millisecond
+// logPause is the least time between two writes of lines. Each write may wake
+// the scheduler's monitor, which then is busy for some milliseconds.
+const logPause = 20 * time.Millisecond
 
 // droppedLines counts the log lines of this process that were dropped.
 var droppedLines atomic.Uint64
@@ -67,14 +68,15 @@ func (w *logWriter) Write(line []byte) (int, error) {
 
 func (w *logWriter) run() {
 	defer close(w.written)
+	var last time.Time // when lines were written
 	for {
 		w.mu.Lock()
 		for len(w.buf) == 0 && !w.closed {
 			w.wake.Wait()
 		}
-		if !w.closed { // several lines in one write
+		if pause := time.Until(last.Add(logPause)); pause > 0 && !w.closed {
 			w.mu.Unlock()
-			time.Sleep(logPause)
+			time.Sleep(pause)
 			w.mu.Lock()
 		}
 		if len(w.buf) == 0 {
@@ -87,6 +89,7 @@ func (w *logWriter) run() {
 		w.mu.Unlock()
 		// An error, such as that of a closed pipe, cannot be logged.
 		w.to.Write(lines)
+		last = time.Now()
 		if dropped > 0 {
 			w.report(dropped)
 		}
