@@ -114,7 +114,7 @@ func startPrometheus(t *testing.T) *promServer {
 	dir := t.TempDir()
 	fast := inMinutes.ReplaceAllStringFunc(string(rules), func(text string) string {
 		if strings.HasPrefix(text, "[") {
-			return "[10s]"
+			return "[5s]"
 		}
 		return "for: 1s"
 	})
@@ -210,7 +210,7 @@ func TestAlertsFire(t *testing.T) {
 		{"CloakroomErrors", w.failAPI, w.mendAPI},
 		{"CloakroomUpstreamDown", w.callStopped, w.startStopped},
 		{"CloakroomProviderDown", w.failTokenRequests, w.mendTokenRequests},
-		{"CloakroomSessionsRefused", sync.OnceFunc(w.refuseRefreshTokens), w.provider.Behave},
+		{"CloakroomSessionsRefused", w.refuseRefreshTokens, w.provider.Behave},
 		{"CloakroomLoginsFail", w.failLogins, w.provider.Behave},
 		{"CloakroomForeignCookies", w.sendForeignCookie, w.stopOther},
 		{"CloakroomAttacked", w.attack, func() {}},
