@@ -84,7 +84,7 @@ type conn struct {
 	below     socket.Conn   // of the connection below TLS; without TLS it is rw
 	r         *bufio.Reader // calls Read
 	secure    *tls.Conn     // nil without TLS
-	unsent    []byte        // a request that the next Read sends
+	unsent    []byte        // a request that the next Read sends, or the rest after errUnsent
 	opened    time.Time
 	used      bool // by an earlier request
 	idleSince time.Time
@@ -239,13 +239,27 @@ func (c *Client) limitReads(cn *conn, now time.Time) {
 // body is sent on another goroutine, and TLS reads and writes several times.
 func (cn *conn) asks(body bool) bool { return cn.used && cn.secure == nil && !body }
 
-// Read is that of rw, after unsent has been sent.
+// errUnsent reports that a request could not be sent without waiting.
+var errUnsent = errors.New("a part of the request was not sent")
+
+// Read is that of rw, after unsent has been sent. If that needs writeUnsent, it
+// returns errUnsent.
 func (cn *conn) Read(p []byte) (int, error) {
 	if request := cn.unsent; request != nil {
-		cn.unsent = nil
-		return cn.rw.Ask(request, p)
+		n, rest, err := cn.rw.Ask(request, p)
+		if cn.unsent = rest; rest != nil {
+			err = errUnsent
+		}
+		return n, err
 	}
 	return cn.rw.Read(p)
+}
+
+// writeUnsent sends what Read could not.
+func (cn *conn) writeUnsent() error {
+	_, err := cn.Write(cn.unsent)
+	cn.unsent = nil
+	return err
 }
 
 // Write is that of rw.

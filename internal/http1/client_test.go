@@ -549,3 +549,39 @@ func TestIdleConnectionsAreClosedAfterMaxIdleTime(t *testing.T) {
 		t.Errorf("%d idle connections, sweeping is %v", len(u.idle), u.sweeping)
 	}
 }
+
+// HeaderTimeout starts when the upstream has received the request, also on a
+// connection that is used again.
+func TestHeaderTimeoutStartsAfterASlowHead(t *testing.T) {
+	t.Parallel()
+	const timeout = 2 * time.Second
+	long := strings.Repeat("x", 32<<20) // more than the kernel buffers
+	u := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
+		for n := 0; ; n++ {
+			if n == 1 {
+				time.Sleep(timeout + timeout/4)
+			}
+			for line := ""; line != "\r\n"; {
+				var err error
+				if line, err = r.ReadString('\n'); err != nil {
+					return
+				}
+			}
+			if n == 1 {
+				time.Sleep(timeout / 4)
+			}
+			io.WriteString(c, "HTTP/1.1 204 No Content\r\n\r\n")
+		}
+	})
+	u.HeaderTimeout = timeout
+	for _, value := range []string{"short", long} {
+		req := request(t, "GET", "")
+		req.Header.Set("Value", value)
+		if _, err := u.RoundTrip(req); err != nil {
+			t.Errorf("with a head of %d bytes: %v", len(value), err)
+		}
+	}
+	if n := u.connections.Load(); n != 1 {
+		t.Errorf("%d connections, want 1", n)
+	}
+}

@@ -85,7 +85,12 @@ func (x *exchange) await() error {
 		uploading := x.upload != nil && !x.upload.finished()
 		x.client.limitReads(x.conn, time.Now())
 		_, err := x.conn.r.Peek(1)
-		if err == nil || !uploading || !errors.Is(err, os.ErrDeadlineExceeded) {
+		switch {
+		case err == errUnsent:
+			if err = x.conn.writeUnsent(); err != nil {
+				return err
+			}
+		case err == nil || !uploading || !errors.Is(err, os.ErrDeadlineExceeded):
 			return err
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -19,7 +20,17 @@ func newPlain(c net.Conn) Conn { return &plain{Conn: c, peek: newPeek(c)} }
 func TestAsksAsAPlainConnection(t *testing.T) {
 	t.Parallel()
 	question, later := []byte("question"), 30*time.Millisecond
-	ask := func(c Conn, request []byte) (int, error) { return c.Ask(request, make([]byte, 64)) }
+	askFor := func(c Conn, request, p []byte) (int, error) {
+		n, rest, err := c.Ask(request, p)
+		if rest == nil {
+			return n, err
+		}
+		if _, err := c.Write(rest); err != nil {
+			return 0, err
+		}
+		return c.Read(p)
+	}
+	ask := func(c Conn, request []byte) (int, error) { return askFor(c, request, make([]byte, 64)) }
 	// answer responds once it has received a request of a length.
 	answer := func(there net.Conn, length int64) {
 		io.CopyN(io.Discard, there, length)
@@ -52,7 +63,7 @@ func TestAsksAsAPlainConnection(t *testing.T) {
 		},
 		"the rest of an answer": func(c Conn, here, there net.Conn) (int, error) {
 			go answer(there, int64(len(question)))
-			c.Ask(question, make([]byte, 1))
+			askFor(c, question, make([]byte, 1))
 			return ask(c, question)
 		},
 		"the peer has left": func(c Conn, here, there net.Conn) (int, error) {
@@ -118,8 +129,8 @@ func TestSendsNothingIfTheConnectionIsNotQuiet(t *testing.T) {
 		c := newConn(here)
 		waitForData(c)
 		here.SetReadDeadline(time.Now().Add(20 * time.Second))
-		if _, err := c.Ask([]byte("question"), make([]byte, 64)); err != ErrNotQuiet {
-			t.Errorf("got %v, want ErrNotQuiet", err)
+		if _, rest, err := c.Ask([]byte("question"), make([]byte, 64)); err != ErrNotQuiet || rest != nil {
+			t.Errorf("got %q and %v, want ErrNotQuiet", rest, err)
 		}
 		here.Close()
 		if got, err := io.ReadAll(there); len(got) > 0 {
@@ -154,6 +165,23 @@ func TestIsQuietUntilSomethingArrives(t *testing.T) {
 	}
 }
 
+// What was received before a reset may be incomplete.
+func TestAResetIsNoEndAfterALookAtIt(t *testing.T) {
+	t.Parallel()
+	for _, newConn := range []func(net.Conn) Conn{New, newPlain} {
+		here, there := connect(t, "tcp")
+		c := newConn(here)
+		there.(*net.TCPConn).SetLinger(0)
+		there.Close()
+		waitForData(c)
+		for range 2 {
+			if n, err := c.Read(make([]byte, 1)); n > 0 || !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("got %d, %v, want a reset", n, err)
+			}
+		}
+	}
+}
+
 // The response wakes the caller, whenever it arrives.
 func TestNoAnswerIsMissed(t *testing.T) {
 	t.Parallel()
@@ -178,7 +206,7 @@ func TestNoAnswerIsMissed(t *testing.T) {
 			c, buf := New(here), make([]byte, 64)
 			here.SetReadDeadline(time.Now().Add(time.Minute))
 			for range questions {
-				if n, err := c.Ask([]byte("question"), buf); string(buf[:n]) != "question" || err != nil {
+				if n, _, err := c.Ask([]byte("question"), buf); string(buf[:n]) != "question" || err != nil {
 					t.Errorf("got %q and %v", buf[:n], err)
 					return
 				}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"sync/atomic"
 )
 
 // Conn reads and writes a connection.
@@ -13,13 +14,15 @@ type Conn interface {
 	io.ReadWriter
 
 	// Quiet reports whether the connection is open and has no unread data. It
-	// does not wait. known is false if it cannot tell.
+	// does not wait. known is false if it cannot tell. If it finds an error,
+	// reads return that, too.
 	Quiet() (quiet, known bool)
 
 	// Ask writes a request to a quiet connection, waits, and reads the first
-	// bytes of the response into p. If the connection is not known to be quiet
-	// it writes nothing and returns ErrNotQuiet.
-	Ask(request, p []byte) (int, error)
+	// bytes of the response into p. If it cannot write all without waiting, it
+	// returns the rest, and reads nothing. If the connection is not known to be
+	// quiet, it writes nothing and returns ErrNotQuiet.
+	Ask(request, p []byte) (n int, rest []byte, err error)
 }
 
 // ErrNotQuiet reports that a connection is closed or has unread data. In HTTP
@@ -40,21 +43,32 @@ func New(c net.Conn) Conn {
 type plain struct {
 	net.Conn
 	peek func() error // peeks at a byte without waiting; nil: it cannot
+	lost atomic.Pointer[error]
+}
+
+func (c *plain) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if lost := c.lost.Load(); lost != nil && err == io.EOF { // Linux returns an error once
+		err = *lost
+	}
+	return n, err
 }
 
 func (c *plain) Quiet() (quiet, known bool) {
 	if c.peek == nil {
 		return false, false
 	}
-	return wouldWait(c.peek()), true
+	err := c.peek()
+	if err != nil && !wouldWait(err) {
+		c.lost.Store(&err)
+	}
+	return wouldWait(err), true
 }
 
-func (c *plain) Ask(request, p []byte) (int, error) {
+// Ask writes nothing, since Write may wait.
+func (c *plain) Ask(request, _ []byte) (n int, rest []byte, err error) {
 	if quiet, _ := c.Quiet(); !quiet {
-		return 0, ErrNotQuiet
+		return 0, nil, ErrNotQuiet
 	}
-	if _, err := c.Write(request); err != nil {
-		return 0, err
-	}
-	return c.Read(p)
+	return 0, request, nil
 }

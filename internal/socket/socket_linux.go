@@ -20,11 +20,12 @@ import (
 type socket struct {
 	in, out direction
 	raw     syscall.RawConn
-	look    func(fd uintptr)      // sets quiet; allocated once
+	look    func(fd uintptr)      // sets quiet and lost; allocated once
 	ask     func(fd uintptr) bool // allocated once
 
-	mu    sync.Mutex // guards quiet
+	mu    sync.Mutex // guards quiet and lost
 	quiet bool
+	lost  syscall.Errno // an error that Quiet has found; Linux returns it once
 
 	// Guarded by the mutex of in:
 	request []byte // nil: it was sent
@@ -66,7 +67,13 @@ func newSocket(c net.Conn) Conn {
 	s.in.conn, s.in.name, s.in.call, s.in.wait = c, "read", syscall.SYS_READ, raw.Read
 	s.out.conn, s.out.name, s.out.call, s.out.wait = c, "write", syscall.SYS_WRITE, raw.Write
 	s.in.try, s.out.try = s.in.tryRead, s.out.tryWrite
-	s.look = func(fd uintptr) { s.quiet = quiet(fd) }
+	s.look = func(fd uintptr) {
+		errno := peek(fd)
+		s.quiet = errno == syscall.EAGAIN
+		if errno != 0 && !s.quiet {
+			s.lost = errno
+		}
+	}
 	s.ask = s.tryAsk
 	return s
 }
@@ -76,15 +83,20 @@ func (s *socket) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return s.in.conn.Read(p)
 	}
-	return atEnd(s.in.move(p))
+	return s.atEnd(s.in.move(p))
 }
 
-// atEnd adds io.EOF if nothing was read.
-func atEnd(n int, err error) (int, error) {
-	if n == 0 && err == nil {
-		err = io.EOF
+// atEnd adds io.EOF if nothing was read, or the error that Quiet has found.
+func (s *socket) atEnd(n int, err error) (int, error) {
+	if n > 0 || err != nil {
+		return n, err
 	}
-	return n, err
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.lost != 0 {
+		return 0, s.in.opError(os.NewSyscallError(s.in.name, s.lost))
+	}
+	return 0, io.EOF
 }
 
 // Write is io.Writer.
@@ -112,23 +124,21 @@ func (s *socket) Quiet() (quiet, known bool) {
 // resets what the runtime knows of the connection, then calls tryAsk, which
 // writes the request, and the runtime learns of the response in any case. No
 // other goroutine may write.
-func (s *socket) Ask(request, p []byte) (int, error) {
+func (s *socket) Ask(request, p []byte) (n int, rest []byte, err error) {
 	s.in.mu.Lock()
 	s.request, s.sent = request, 0
-	n, err := s.in.moveWith(s.ask, p)
+	n, err = s.in.moveWith(s.ask, p)
 	s.request = nil
 	sent := s.sent
 	s.in.mu.Unlock()
 	switch {
 	case err != nil || sent == len(request):
-		return atEnd(n, err)
+		n, err = s.atEnd(n, err)
+		return n, nil, err
 	case sent < 0:
-		return 0, ErrNotQuiet
+		return 0, nil, ErrNotQuiet
 	}
-	if _, err := s.Write(request[sent:]); err != nil {
-		return 0, err
-	}
-	return s.Read(p)
+	return 0, request[sent:], nil
 }
 
 // tryAsk writes the request when it is called first, and reports whether that
@@ -139,7 +149,7 @@ func (s *socket) tryAsk(fd uintptr) bool {
 		return s.in.tryRead(fd)
 	}
 	s.request = nil
-	if !quiet(fd) {
+	if peek(fd) != syscall.EAGAIN {
 		s.sent = -1
 		return true
 	}
@@ -147,11 +157,12 @@ func (s *socket) tryAsk(fd uintptr) bool {
 	return s.sent < len(request)
 }
 
-// quiet reports whether a socket is open and has no unread data.
-func quiet(fd uintptr) bool {
+// peek looks for a byte without waiting. The result is EAGAIN if the socket is
+// open and has no unread data.
+func peek(fd uintptr) syscall.Errno {
 	var b [1]byte
 	_, errno := transfer(syscall.SYS_RECVFROM, fd, b[:], syscall.MSG_PEEK)
-	return errno == syscall.EAGAIN
+	return errno
 }
 
 // move waits until something was read into p, or until all of it was written.
@@ -173,10 +184,15 @@ func (d *direction) moveWith(try func(fd uintptr) bool, p []byte) (int, error) {
 		if op := (*net.OpError)(nil); errors.As(err, &op) {
 			err = op.Err // its operation is raw-read or raw-write
 		}
-		local, remote := d.conn.LocalAddr(), d.conn.RemoteAddr()
-		err = &net.OpError{Op: d.name, Net: local.Network(), Source: local, Addr: remote, Err: err}
+		err = d.opError(err)
 	}
 	return d.done, err
+}
+
+// opError is err as package net returns it.
+func (d *direction) opError(err error) error {
+	local, remote := d.conn.LocalAddr(), d.conn.RemoteAddr()
+	return &net.OpError{Op: d.name, Net: local.Network(), Source: local, Addr: remote, Err: err}
 }
 
 // tryRead reports whether there was something to read.
