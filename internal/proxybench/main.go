@@ -154,12 +154,14 @@ func run(ctx context.Context, o options) (sections []section, err error) {
 	return sections, compare(results, o)
 }
 
-// measureCells measures the proxied requests in rounds.
+// measureCells measures the proxied requests in rounds. Each begins with
+// another system, because what came before makes a difference.
 func (r *rig) measureCells(ctx context.Context, o options, results benchtable.Results) error {
 	for round := range o.rounds {
 		log.Printf("round %d of %d", round+1, o.rounds)
 		for _, c := range cells(o.rows) {
-			for _, s := range r.systems {
+			for i := range r.systems {
+				s := r.systems[(i+round)%len(r.systems)]
 				if s.name == single && c.path != "/api/1024" {
 					continue
 				}
