@@ -2,6 +2,8 @@ module github.com/cloakroom-bff/cloakroom
 
 go 1.26.6
 
+ignore node_modules
+
 require (
 	github.com/andybalholm/brotli v1.2.8
 	github.com/coreos/go-oidc/v3 v3.21.0
