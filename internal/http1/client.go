@@ -184,7 +184,7 @@ func (c *Client) idleConn(body bool) *conn {
 			return nil
 		}
 		now := time.Now()
-		if now.Sub(cn.idleSince) < maxIdleTime && !c.tooOld(cn, now) && (cn.asks(body) || cn.quiet()) {
+		if now.Sub(cn.idleSince) < maxIdleTime && !c.tooOld(cn, now) && (cn.sendsOnRead(body) || cn.quiet()) {
 			return cn
 		}
 		cn.Close()
@@ -235,9 +235,10 @@ func (c *Client) limitReads(cn *conn, now time.Time) {
 	}
 }
 
-// asks reports whether the next read sends the request, which costs less. A
-// body is sent on another goroutine, and TLS reads and writes several times.
-func (cn *conn) asks(body bool) bool { return cn.used && cn.secure == nil && !body }
+// sendsOnRead reports whether the next read sends the request, which costs
+// less. A body is sent on another goroutine, and TLS reads and writes several
+// times.
+func (cn *conn) sendsOnRead(body bool) bool { return cn.used && cn.secure == nil && !body }
 
 // errUnsent reports that a request could not be sent without waiting.
 var errUnsent = errors.New("a part of the request was not sent")
@@ -246,7 +247,7 @@ var errUnsent = errors.New("a part of the request was not sent")
 // returns errUnsent.
 func (cn *conn) Read(p []byte) (int, error) {
 	if request := cn.unsent; request != nil {
-		n, rest, err := cn.rw.Ask(request, p)
+		n, rest, err := cn.rw.RoundTrip(request, p)
 		if cn.unsent = rest; rest != nil {
 			err = errUnsent
 		}

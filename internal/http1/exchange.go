@@ -98,7 +98,7 @@ func (x *exchange) await() error {
 
 // send writes the head of the request and starts to send its body.
 func (x *exchange) send(req *http.Request, head []byte) error {
-	if x.conn.asks(hasBody(req)) {
+	if x.conn.sendsOnRead(hasBody(req)) {
 		x.conn.unsent = head
 		return nil
 	}

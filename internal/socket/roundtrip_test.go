@@ -17,11 +17,11 @@ import (
 func newPlain(c net.Conn) Conn { return &plain{Conn: c, peek: newPeek(c)} }
 
 // A socket does what a plain connection does.
-func TestAsksAsAPlainConnection(t *testing.T) {
+func TestRoundTripDoesWhatAPlainConnectionDoes(t *testing.T) {
 	t.Parallel()
-	question, later := []byte("question"), 30*time.Millisecond
-	askFor := func(c Conn, request, p []byte) (int, error) {
-		n, rest, err := c.Ask(request, p)
+	request, later := []byte("request"), 30*time.Millisecond
+	roundTripInto := func(c Conn, request, p []byte) (int, error) {
+		n, rest, err := c.RoundTrip(request, p)
 		if rest == nil {
 			return n, err
 		}
@@ -30,61 +30,61 @@ func TestAsksAsAPlainConnection(t *testing.T) {
 		}
 		return c.Read(p)
 	}
-	ask := func(c Conn, request []byte) (int, error) { return askFor(c, request, make([]byte, 64)) }
-	// answer responds once it has received a request of a length.
-	answer := func(there net.Conn, length int64) {
+	roundTrip := func(c Conn, request []byte) (int, error) { return roundTripInto(c, request, make([]byte, 64)) }
+	// respond responds once it has received a request of a length.
+	respond := func(there net.Conn, length int64) {
 		io.CopyN(io.Discard, there, length)
-		io.WriteString(there, "answer")
+		io.WriteString(there, "response")
 	}
 	for name, do := range map[string]func(c Conn, here, there net.Conn) (int, error){
-		"an answer": func(c Conn, here, there net.Conn) (int, error) {
-			go answer(there, int64(len(question)))
-			return ask(c, question)
+		"a response": func(c Conn, here, there net.Conn) (int, error) {
+			go respond(there, int64(len(request)))
+			return roundTrip(c, request)
 		},
-		"a late answer": func(c Conn, here, there net.Conn) (int, error) {
-			time.AfterFunc(later, func() { answer(there, int64(len(question))) })
-			return ask(c, question)
+		"a late response": func(c Conn, here, there net.Conn) (int, error) {
+			time.AfterFunc(later, func() { respond(there, int64(len(request))) })
+			return roundTrip(c, request)
 		},
-		"a long question": func(c Conn, here, there net.Conn) (int, error) {
-			long := bytes.Repeat(question, 1<<20)
-			go answer(there, int64(len(long)))
-			return ask(c, long)
+		"a long request": func(c Conn, here, there net.Conn) (int, error) {
+			long := bytes.Repeat(request, 1<<20)
+			go respond(there, int64(len(long)))
+			return roundTrip(c, long)
 		},
-		"a second question": func(c Conn, here, there net.Conn) (int, error) {
-			go answer(there, int64(len(question)))
-			ask(c, question)
-			go answer(there, int64(len(question)))
-			return ask(c, question)
+		"a second request": func(c Conn, here, there net.Conn) (int, error) {
+			go respond(there, int64(len(request)))
+			roundTrip(c, request)
+			go respond(there, int64(len(request)))
+			return roundTrip(c, request)
 		},
 		"unread data": func(c Conn, here, there net.Conn) (int, error) {
-			io.WriteString(there, "unasked")
+			io.WriteString(there, "unexpected")
 			waitForData(c)
-			return ask(c, question)
+			return roundTrip(c, request)
 		},
-		"the rest of an answer": func(c Conn, here, there net.Conn) (int, error) {
-			go answer(there, int64(len(question)))
-			askFor(c, question, make([]byte, 1))
-			return ask(c, question)
+		"the rest of a response": func(c Conn, here, there net.Conn) (int, error) {
+			go respond(there, int64(len(request)))
+			roundTripInto(c, request, make([]byte, 1))
+			return roundTrip(c, request)
 		},
 		"the peer has left": func(c Conn, here, there net.Conn) (int, error) {
 			there.Close()
 			waitForData(c)
-			return ask(c, question)
+			return roundTrip(c, request)
 		},
 		"the peer leaves": func(c Conn, here, there net.Conn) (int, error) {
 			time.AfterFunc(later, func() {
-				io.CopyN(io.Discard, there, int64(len(question)))
+				io.CopyN(io.Discard, there, int64(len(request)))
 				there.Close()
 			})
-			return ask(c, question)
+			return roundTrip(c, request)
 		},
-		"the peer leaves during a long question": func(c Conn, here, there net.Conn) (int, error) {
+		"the peer leaves during a long request": func(c Conn, here, there net.Conn) (int, error) {
 			go func() {
 				there.Read(make([]byte, 1))
 				time.Sleep(later)
 				there.Close()
 			}()
-			n, err := ask(c, make([]byte, 64<<20))
+			n, err := roundTrip(c, make([]byte, 64<<20))
 			if err != nil && err != ErrNotQuiet {
 				err = errors.New("a reset, or a broken pipe")
 			}
@@ -92,11 +92,11 @@ func TestAsksAsAPlainConnection(t *testing.T) {
 		},
 		"a deadline": func(c Conn, here, there net.Conn) (int, error) {
 			here.SetReadDeadline(time.Now().Add(later))
-			return ask(c, question)
+			return roundTrip(c, request)
 		},
 		"the close": func(c Conn, here, there net.Conn) (int, error) {
 			time.AfterFunc(later, func() { here.Close() })
-			return ask(c, question)
+			return roundTrip(c, request)
 		},
 	} {
 		for _, network := range networks {
@@ -120,16 +120,16 @@ func waitForData(c Conn) {
 	}
 }
 
-// What was not asked is not sent: the request can go to another connection.
+// Nothing is sent: the request can go to another connection.
 func TestSendsNothingIfTheConnectionIsNotQuiet(t *testing.T) {
 	t.Parallel()
 	for _, newConn := range []func(net.Conn) Conn{New, newPlain} {
 		here, there := connect(t, "tcp")
-		io.WriteString(there, "unasked")
+		io.WriteString(there, "unexpected")
 		c := newConn(here)
 		waitForData(c)
 		here.SetReadDeadline(time.Now().Add(20 * time.Second))
-		if _, rest, err := c.Ask([]byte("question"), make([]byte, 64)); err != ErrNotQuiet || rest != nil {
+		if _, rest, err := c.RoundTrip([]byte("request"), make([]byte, 64)); err != ErrNotQuiet || rest != nil {
 			t.Errorf("got %q and %v, want ErrNotQuiet", rest, err)
 		}
 		here.Close()
@@ -183,10 +183,10 @@ func TestAResetIsNoEndAfterALookAtIt(t *testing.T) {
 }
 
 // The response wakes the caller, whenever it arrives.
-func TestNoAnswerIsMissed(t *testing.T) {
+func TestNoResponseIsMissed(t *testing.T) {
 	t.Parallel()
-	const conns, questions = 8, 5000
-	var asking sync.WaitGroup
+	const conns, requests = 8, 5000
+	var running sync.WaitGroup
 	for i := range conns {
 		here, there := connect(t, "tcp")
 		go func() {
@@ -202,16 +202,33 @@ func TestNoAnswerIsMissed(t *testing.T) {
 				there.Write(buf[:n])
 			}
 		}()
-		asking.Go(func() {
+		running.Go(func() {
 			c, buf := New(here), make([]byte, 64)
 			here.SetReadDeadline(time.Now().Add(time.Minute))
-			for range questions {
-				if n, _, err := c.Ask([]byte("question"), buf); string(buf[:n]) != "question" || err != nil {
+			for range requests {
+				if n, _, err := c.RoundTrip([]byte("request"), buf); string(buf[:n]) != "request" || err != nil {
 					t.Errorf("got %q and %v", buf[:n], err)
 					return
 				}
 			}
 		})
 	}
-	asking.Wait()
+	running.Wait()
+}
+
+// A write that finds the reset leaves it to reads.
+func TestAResetIsNoEndAfterAWrite(t *testing.T) {
+	t.Parallel()
+	for _, newConn := range []func(net.Conn) Conn{New, newPlain} {
+		here, there := connect(t, "tcp")
+		c := newConn(here)
+		there.(*net.TCPConn).SetLinger(0)
+		there.Close()
+		for err := error(nil); err == nil; time.Sleep(time.Millisecond) {
+			_, err = c.Write([]byte("x"))
+		}
+		if n, err := c.Read(make([]byte, 1)); n > 0 || !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("got %d, %v, want a reset", n, err)
+		}
+	}
 }

@@ -7,22 +7,24 @@ import (
 	"io"
 	"net"
 	"sync/atomic"
+	"syscall"
 )
 
-// Conn reads and writes a connection.
+// Conn reads and writes a connection. If Quiet or a write finds that the peer
+// has reset it, reads return that error too. Linux returns it only once, and
+// then a read would find the end.
 type Conn interface {
 	io.ReadWriter
 
 	// Quiet reports whether the connection is open and has no unread data. It
-	// does not wait. known is false if it cannot tell. If it finds an error,
-	// reads return that, too.
+	// does not wait. known is false if it cannot tell.
 	Quiet() (quiet, known bool)
 
-	// Ask writes a request to a quiet connection, waits, and reads the first
-	// bytes of the response into p. If it cannot write all without waiting, it
-	// returns the rest, and reads nothing. If the connection is not known to be
-	// quiet, it writes nothing and returns ErrNotQuiet.
-	Ask(request, p []byte) (n int, rest []byte, err error)
+	// RoundTrip writes a request to a quiet connection, waits, and reads the
+	// first bytes of the response into p. If it cannot write all without
+	// waiting, it returns the rest, and reads nothing. If the connection is not
+	// known to be quiet, it writes nothing and returns ErrNotQuiet.
+	RoundTrip(request, p []byte) (n int, rest []byte, err error)
 }
 
 // ErrNotQuiet reports that a connection is closed or has unread data. In HTTP
@@ -42,14 +44,22 @@ func New(c net.Conn) Conn {
 // plain is a Conn of any connection.
 type plain struct {
 	net.Conn
-	peek func() error // peeks at a byte without waiting; nil: it cannot
-	lost atomic.Pointer[error]
+	peek func() error          // peeks at a byte without waiting; nil: it cannot
+	lost atomic.Pointer[error] // what Quiet or a write has found; nil: nothing
 }
 
 func (c *plain) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
-	if lost := c.lost.Load(); lost != nil && err == io.EOF { // Linux returns an error once
+	if lost := c.lost.Load(); lost != nil && err == io.EOF {
 		err = *lost
+	}
+	return n, err
+}
+
+func (c *plain) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	if errors.Is(err, syscall.ECONNRESET) {
+		c.lost.Store(&err)
 	}
 	return n, err
 }
@@ -65,8 +75,8 @@ func (c *plain) Quiet() (quiet, known bool) {
 	return wouldWait(err), true
 }
 
-// Ask writes nothing, since Write may wait.
-func (c *plain) Ask(request, _ []byte) (n int, rest []byte, err error) {
+// RoundTrip writes nothing, since Write may wait.
+func (c *plain) RoundTrip(request, _ []byte) (n int, rest []byte, err error) {
 	if quiet, _ := c.Quiet(); !quiet {
 		return 0, nil, ErrNotQuiet
 	}

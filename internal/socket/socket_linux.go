@@ -21,11 +21,11 @@ type socket struct {
 	in, out direction
 	raw     syscall.RawConn
 	look    func(fd uintptr)      // sets quiet and lost; allocated once
-	ask     func(fd uintptr) bool // allocated once
+	trip    func(fd uintptr) bool // tryRoundTrip; allocated once
 
 	mu    sync.Mutex // guards quiet and lost
 	quiet bool
-	lost  syscall.Errno // an error that Quiet has found; Linux returns it once
+	lost  syscall.Errno // what Quiet or a write has found; 0: nothing
 
 	// Guarded by the mutex of in:
 	request []byte // nil: it was sent
@@ -74,7 +74,7 @@ func newSocket(c net.Conn) Conn {
 			s.lost = errno
 		}
 	}
-	s.ask = s.tryAsk
+	s.trip = s.tryRoundTrip
 	return s
 }
 
@@ -86,7 +86,7 @@ func (s *socket) Read(p []byte) (int, error) {
 	return s.atEnd(s.in.move(p))
 }
 
-// atEnd adds io.EOF if nothing was read, or the error that Quiet has found.
+// atEnd adds lost or io.EOF if nothing was read.
 func (s *socket) atEnd(n int, err error) (int, error) {
 	if n > 0 || err != nil {
 		return n, err
@@ -105,8 +105,13 @@ func (s *socket) Write(p []byte) (int, error) {
 		return s.out.conn.Write(p)
 	}
 	n, err := s.out.move(p)
-	if n < len(p) && err == nil {
+	switch {
+	case n < len(p) && err == nil:
 		err = io.ErrShortWrite
+	case errors.Is(err, syscall.ECONNRESET):
+		s.mu.Lock()
+		s.lost = syscall.ECONNRESET
+		s.mu.Unlock()
 	}
 	return n, err
 }
@@ -120,14 +125,14 @@ func (s *socket) Quiet() (quiet, known bool) {
 	return s.quiet && err == nil, true
 }
 
-// Ask is that of Conn. It saves the read that finds nothing: RawConn.Read
-// resets what the runtime knows of the connection, then calls tryAsk, which
-// writes the request, and the runtime learns of the response in any case. No
-// other goroutine may write.
-func (s *socket) Ask(request, p []byte) (n int, rest []byte, err error) {
+// RoundTrip is that of Conn. It saves the read that finds nothing: RawConn.Read
+// resets what the runtime knows of the connection, then calls tryRoundTrip,
+// which writes the request, and the runtime learns of the response in any case.
+// No other goroutine may write.
+func (s *socket) RoundTrip(request, p []byte) (n int, rest []byte, err error) {
 	s.in.mu.Lock()
 	s.request, s.sent = request, 0
-	n, err = s.in.moveWith(s.ask, p)
+	n, err = s.in.moveWith(s.trip, p)
 	s.request = nil
 	sent := s.sent
 	s.in.mu.Unlock()
@@ -141,9 +146,9 @@ func (s *socket) Ask(request, p []byte) (n int, rest []byte, err error) {
 	return 0, request[sent:], nil
 }
 
-// tryAsk writes the request when it is called first, and reports whether that
-// is all it can do. Later it is tryRead.
-func (s *socket) tryAsk(fd uintptr) bool {
+// tryRoundTrip writes the request when it is called first, and reports whether
+// that is all it can do. Later it is tryRead.
+func (s *socket) tryRoundTrip(fd uintptr) bool {
 	request := s.request
 	if request == nil {
 		return s.in.tryRead(fd)
@@ -227,7 +232,7 @@ func (d *direction) attempt(fd uintptr) (n int, ok bool) {
 // interrupted.
 func transfer(call, fd uintptr, p []byte, flags uintptr) (int, syscall.Errno) {
 	if raceEnabled && call == syscall.SYS_WRITE {
-		syscall.Write(int(fd), nil)
+		syscall.Write(-1, nil) // on fd it could find a reset
 	}
 	for {
 		at, length := unsafe.Pointer(unsafe.SliceData(p)), uintptr(len(p))
