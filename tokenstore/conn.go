@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/cloakroom-bff/cloakroom/internal/socket"
 )
 
 const (
@@ -42,7 +44,7 @@ func (s *Redis) dial(secure *tls.Config) func(ctx context.Context, network, addr
 		if err != nil {
 			return nil, err
 		}
-		tracked := &conn{Conn: c, suspect: &s.suspect, clock: s.clock}
+		tracked := &conn{Conn: c, rw: socket.New(c), suspect: &s.suspect, clock: s.clock}
 		tracked.read.Store(s.clock())
 		return tracked, nil
 	}
@@ -55,18 +57,21 @@ func (s *Redis) clock() int64 { return int64(time.Since(s.made)) }
 // an idle connection before it is used.
 type conn struct {
 	net.Conn
+	rw      socket.Conn   // of Conn
 	read    atomic.Int64  // Redis.clock of the last read
 	suspect *atomic.Int64 // Redis.suspect
 	clock   func() int64
 }
 
 func (c *conn) Read(b []byte) (int, error) {
-	n, err := c.Conn.Read(b)
+	n, err := c.rw.Read(b)
 	if n > 0 {
 		c.read.Store(c.clock())
 	}
 	return n, err
 }
+
+func (c *conn) Write(b []byte) (int, error) { return c.rw.Write(b) }
 
 var errSuspect = errors.New("connection was idle when another connection was found dead")
 

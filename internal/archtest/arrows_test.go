@@ -57,7 +57,7 @@ var arrows = map[string][]string{
 	"bff/problem":   {},
 
 	"session":    {"internal/configerr", "internal/flight", "internal/span"},
-	"tokenstore": {"internal/configerr"},
+	"tokenstore": {"internal/configerr", "internal/socket"},
 	"bearer": {"internal/configerr", "internal/flight", "internal/jwks", "internal/loopback",
 		"internal/strictjson"},
 	"web": {"internal/configerr", "internal/flight", "internal/loopback", "internal/terminal"},

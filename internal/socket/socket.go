@@ -1,5 +1,5 @@
-// Package socket reads and writes network connections. It is for the
-// connections that a proxy has to clients and upstreams.
+// Package socket reads and writes network connections. It is for those that
+// calls wait for: to clients, to upstreams and to Redis.
 package socket
 
 import (
