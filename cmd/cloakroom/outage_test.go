@@ -119,7 +119,9 @@ type outageStats struct {
 }
 
 // startOutage signs one user in each second, so that their tokens expire at
-// different times. It takes 50 seconds for 50 users.
+// different times. It takes 50 seconds for 50 users. Meanwhile those who have
+// signed in make a few calls, which refresh tokens in time if it takes longer:
+// on a busy machine many would expire at once.
 func startOutage(t *testing.T, users int) *outage {
 	t.Helper()
 	providerAddr, control := freeAddr(t), freeAddr(t)
@@ -156,14 +158,17 @@ func startOutage(t *testing.T, users int) *outage {
 	for i := range users {
 		time.Sleep(time.Until(started.Add(time.Duration(i) * time.Second)))
 		o.users = append(o.users, o.signIn(t, fmt.Sprintf("user%02d", i), devidp.Hooks{}))
+		for j := i % 5; j <= i; j += 5 {
+			o.call(o.replicas[j%len(o.replicas)], o.users[j], "GET", "/api/x")
+		}
 	}
 	return o
 }
 
-// callAll makes every user call any replica about every second, until stop is
-// called. stop returns all responses.
+// callAll makes every user call any replica about every two seconds, until stop
+// is called. stop returns all responses.
 func (o *outage) callAll() (stop func() []response) {
-	pause := func() time.Duration { return 700*time.Millisecond + rand.N(600*time.Millisecond) }
+	pause := func() time.Duration { return 1400*time.Millisecond + rand.N(1200*time.Millisecond) }
 	return o.repeat(len(o.users), pause, func(i int) response {
 		at := o.replicas[rand.N(len(o.replicas))]
 		return o.call(at, o.users[i], "GET", "/api/x")
