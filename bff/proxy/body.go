@@ -60,12 +60,11 @@ func (b *requestBody) reader() (io.ReadCloser, bool) {
 	return &bodyReader{requestBody: b, attempt: b.attempt}, true
 }
 
-// pace returns what watches the body on its way to the upstream.
-func (b *requestBody) pace() *pace.Monitor {
-	if b == nil {
-		return new(pace.Monitor)
+// stopPace ends the watching of the body on its way to the upstream.
+func (b *requestBody) stopPace() {
+	if b != nil {
+		b.upload.Stop()
 	}
-	return &b.upload
 }
 
 // tooSlow aborts an exchange whose request body moves too slowly. client
@@ -220,7 +219,7 @@ func (b *requestBody) complete() bool {
 
 // end stops the reading of the body: the upstream has responded without it.
 func (b *requestBody) end() {
-	b.pace().Stop()
+	b.stopPace()
 	if !b.complete() {
 		b.x.conn.Load().SetReadDeadline(time.Now())
 	}

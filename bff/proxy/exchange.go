@@ -50,7 +50,8 @@ type exchange struct {
 	streaming  bool // among Group.streams
 	address    *address
 	resp       *http.Response
-	header     http.Header // of the request to the upstream
+	header     http.Header  // of the request to the upstream
+	out        http.Request // the first request to the upstream
 
 	span trace.Span // nil: there are no traces
 	url  *url.URL   // of the last request to the upstream; nil: none yet
@@ -142,7 +143,7 @@ func (x *exchange) run(ctx context.Context) error {
 		x.p.group.addStream(x)
 	}
 	if switching || pace.IsStream(contentType) {
-		body.pace().Stop()
+		body.stopPace()
 	} else if arrived, ok := resp.Body.(interface{ Arrived() bool }); ok && arrived.Arrived() {
 		x.limitWrites()
 	} else if resp.Body != http.NoBody {
@@ -166,10 +167,11 @@ func (x *exchange) request(ctx context.Context, body *requestBody) (*http.Respon
 	if x.span != nil && !x.p.PublicFiles {
 		span.Inject(ctx, x.header)
 	}
-	out := (&http.Request{
+	x.out = *(&http.Request{
 		Method: x.r.Method, Header: x.header, ContentLength: x.r.ContentLength,
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 	}).WithContext(ctx)
+	out := &x.out
 	resp, a, err := x.p.servers.send(x, out, body)
 	if err == nil && x.credential != nil && x.credential.Key() != nil {
 		resp, a, err = x.retryWithNonce(ctx, out, body, resp, a)

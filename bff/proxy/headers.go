@@ -14,38 +14,37 @@ import (
 type headerAction byte
 
 const (
-	pass   headerAction = iota // also every header that is in no table
+	pass   headerAction = iota // also every header that is not named
 	drop                       // it is the broker's, is for one connection only, or would act in the broker's name
 	filter                     // cookies: the broker's own are removed
 )
 
-// headerTable has the actions for headers by their canonical names.
-type headerTable map[string]headerAction
-
-func (t headerTable) set(action headerAction, names ...string) headerTable {
-	for _, name := range names {
-		t[name] = action
+// requestAction returns the action for a request header by its canonical name.
+// known is false for those that are not named here: they pass, unless
+// isSpoofable or isIdentity reports them. A switch is cheaper than a map.
+func requestAction(name string) (action headerAction, known bool) {
+	switch name {
+	case "Cookie":
+		return filter, true
+	case
+		// For one connection (RFC 9110, section 7.6.1).
+		"Connection", "Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade",
+		"Content-Length", "Proxy-Authenticate", "Http2-Settings", "Host", // HTTP/2 allows it beside :authority
+		// Set by the broker, or by a trusted proxy.
+		"Authorization", "Proxy-Authorization", "Dpop", "Forwarded", "X-Request-Id", "X-Real-Ip",
+		"X-Rewrite-Url", "X-Client-Ip", "X-Cluster-Client-Ip", "True-Client-Ip", "Client-Ip",
+		"X-Http-Method", "X-Csrf", "X-Background":
+		return drop, true
+	case
+		// Nearly every request has some of these. They need no closer look.
+		"Accept", "Accept-Encoding", "Accept-Language", "Cache-Control", "Content-Type", "Origin",
+		"Pragma", "Priority", "Referer", "Sec-Ch-Ua", "Sec-Ch-Ua-Mobile", "Sec-Ch-Ua-Platform",
+		"Sec-Fetch-Dest", "Sec-Fetch-Mode", "Sec-Fetch-Site", "Sec-Fetch-User", "Traceparent",
+		"User-Agent", "If-None-Match", "If-Modified-Since", "Range", "X-Requested-With":
+		return pass, true
 	}
-	return t
+	return pass, false
 }
-
-// requestHeaders are the actions for request headers. Those that isSpoofable or
-// isIdentity reports are dropped too, unless they are here.
-var requestHeaders = headerTable{}.set(filter, "Cookie").set(drop,
-	// For one connection (RFC 9110, section 7.6.1).
-	"Connection", "Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade",
-	"Content-Length", "Proxy-Authenticate", "Http2-Settings", "Host", // HTTP/2 allows it beside :authority
-	// Set by the broker, or by a trusted proxy.
-	"Authorization", "Proxy-Authorization", "Dpop", "Forwarded", "X-Request-Id", "X-Real-Ip",
-	"X-Rewrite-Url", "X-Client-Ip", "X-Cluster-Client-Ip", "True-Client-Ip", "Client-Ip",
-	"X-Http-Method", "X-Csrf", "X-Background",
-).set(pass,
-	// Nearly every request has some of these. They need no closer look.
-	"Accept", "Accept-Encoding", "Accept-Language", "Cache-Control", "Content-Type", "Origin",
-	"Pragma", "Priority", "Referer", "Sec-Ch-Ua", "Sec-Ch-Ua-Mobile", "Sec-Ch-Ua-Platform",
-	"Sec-Fetch-Dest", "Sec-Fetch-Mode", "Sec-Fetch-Site", "Sec-Fetch-User", "Traceparent",
-	"User-Agent", "If-None-Match", "If-Modified-Since", "Range", "X-Requested-With",
-)
 
 // isSpoofable reports whether a request header could impersonate a proxy or its
 // certificate (RFC 9440), override the method, or has an underscore, which some
@@ -64,7 +63,7 @@ func isSpoofable(name string) bool {
 		strings.HasSuffix(bare, "methodoverride") || spoofableNames[bare]
 }
 
-// spoofableNames are the names in requestHeaders that an upstream might take a
+// spoofableNames are the names in requestAction that an upstream might take a
 // misspelling for, and those of addresses and hosts, without punctuation.
 var spoofableNames = headerKeys(
 	"Authorization", "DPoP", "Forwarded", "X-Request-Id", "X-Real-IP", "X-Rewrite-URL",
@@ -138,35 +137,44 @@ func headerKeys(names ...string) map[string]bool {
 // impersonates a proxy.
 func CanSetHeader(name string) bool {
 	canonical := http.CanonicalHeaderKey(name)
-	return httpguts.ValidHeaderFieldName(name) && requestHeaders[canonical] == pass &&
+	action, _ := requestAction(canonical)
+	return httpguts.ValidHeaderFieldName(name) && action == pass &&
 		!isSpoofable(canonical) && !slices.Contains(framing, canonical)
 }
 
 // framing are headers that say where a message ends, or whom it is for.
 var framing = []string{"Host", "Content-Length", "Transfer-Encoding", "Connection", "Cookie", "Expect"}
 
-// responseHeaders are the actions for response headers and trailers.
-var responseHeaders = headerTable{}.set(filter, "Set-Cookie").set(drop,
-	"Connection", "Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade",
-	"Proxy-Authenticate", "Proxy-Authorization", "Proxy-Authentication-Info",
-	// These act on the whole origin.
-	"Clear-Site-Data", "Strict-Transport-Security", "Service-Worker-Allowed", "Alt-Svc", "Refresh",
-	"Public-Key-Pins", "Public-Key-Pins-Report-Only", "Expect-Ct", "Access-Control-Allow-Origin",
-	"Access-Control-Allow-Credentials", "Access-Control-Allow-Methods",
-	"Access-Control-Allow-Headers", "Access-Control-Expose-Headers", "Access-Control-Max-Age",
-	"Access-Control-Allow-Private-Network", "Secure-Session-Registration",
-	"Secure-Session-Challenge", "Secure-Session-Skipped", "Sec-Session-Registration",
-	"Sec-Session-Challenge", "Origin-Agent-Cluster", "Nel", "Report-To", "Reporting-Endpoints",
-	"Supports-Loading-Mode", "Login-Status", "Set-Login", "Idp-Signin-Status", "Accept-Ch",
-	"Accept-Ch-Lifetime", "Critical-Ch", "Use-As-Dictionary", "Speculation-Rules",
-	"Activate-Storage-Access", "Cache-Group-Invalidation", "Observe-Browsing-Topics",
-	"Shared-Storage-Write", "Attribution-Reporting-Register-Source",
-	"Attribution-Reporting-Register-Trigger", "Origin-Policy",
-	// These act on a proxy in front of the broker.
-	"X-Accel-Redirect", "X-Sendfile", "X-Lighttpd-Send-File", "X-Reproxy-Url", "X-Reproxy-File",
-	// These disclose internals.
-	"Server", "X-Powered-By", "Via", "Dpop-Nonce",
-)
+// responseAction returns the action for a response header or trailer by its
+// canonical name.
+func responseAction(name string) headerAction {
+	switch name {
+	case "Set-Cookie":
+		return filter
+	case
+		"Connection", "Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade",
+		"Proxy-Authenticate", "Proxy-Authorization", "Proxy-Authentication-Info",
+		// These act on the whole origin.
+		"Clear-Site-Data", "Strict-Transport-Security", "Service-Worker-Allowed", "Alt-Svc", "Refresh",
+		"Public-Key-Pins", "Public-Key-Pins-Report-Only", "Expect-Ct", "Access-Control-Allow-Origin",
+		"Access-Control-Allow-Credentials", "Access-Control-Allow-Methods",
+		"Access-Control-Allow-Headers", "Access-Control-Expose-Headers", "Access-Control-Max-Age",
+		"Access-Control-Allow-Private-Network", "Secure-Session-Registration",
+		"Secure-Session-Challenge", "Secure-Session-Skipped", "Sec-Session-Registration",
+		"Sec-Session-Challenge", "Origin-Agent-Cluster", "Nel", "Report-To", "Reporting-Endpoints",
+		"Supports-Loading-Mode", "Login-Status", "Set-Login", "Idp-Signin-Status", "Accept-Ch",
+		"Accept-Ch-Lifetime", "Critical-Ch", "Use-As-Dictionary", "Speculation-Rules",
+		"Activate-Storage-Access", "Cache-Group-Invalidation", "Observe-Browsing-Topics",
+		"Shared-Storage-Write", "Attribution-Reporting-Register-Source",
+		"Attribution-Reporting-Register-Trigger", "Origin-Policy",
+		// These act on a proxy in front of the broker.
+		"X-Accel-Redirect", "X-Sendfile", "X-Lighttpd-Send-File", "X-Reproxy-Url", "X-Reproxy-File",
+		// These disclose internals.
+		"Server", "X-Powered-By", "Via", "Dpop-Nonce":
+		return drop
+	}
+	return pass
+}
 
 // requestHeader sets the header of the request to the upstream: what passes of
 // the client's, then the proxy's own, which nothing that a client sends can
@@ -174,7 +182,7 @@ var responseHeaders = headerTable{}.set(filter, "Set-Cookie").set(drop,
 func (x *exchange) requestHeader(out http.Header) {
 	listed := connectionOptions(x.r.Header)
 	for name, values := range x.r.Header {
-		switch action, known := requestHeaders[name]; {
+		switch action, known := requestAction(name); {
 		case action == drop, listed != nil && listed[name]:
 		case !known && (isSpoofable(name) || isIdentity(name)):
 		case x.p.reserved != nil && x.p.reserved[HeaderKey(name)]:
@@ -310,7 +318,7 @@ func isPlainOption(option string) bool {
 func (x *exchange) copyHeader(h, from http.Header) {
 	listed := connectionOptions(from)
 	for name, values := range from {
-		switch action := responseHeaders[name]; {
+		switch action := responseAction(name); {
 		case action == drop, listed != nil && listed[name]:
 		case name == "X-Request-Id" && len(h[name]) > 0: // the caller of Forward has set its own
 		case action == filter && x.p.PublicFiles:
@@ -370,7 +378,7 @@ func trailerAllowed(name string) bool {
 		"Www-Authenticate", "Location", "Content-Location", "Link", "Authorization":
 		return false
 	}
-	return responseHeaders[name] == pass
+	return responseAction(name) == pass
 }
 
 // dropBrowserAuth removes those of a 401's challenges for which a browser

@@ -104,14 +104,13 @@ func parseFields(text string) (http.Header, error) {
 			continue
 		}
 		name, value, ok := strings.Cut(line, ":")
-		if !ok || !isToken(name) {
+		if name = canonicalName(name); !ok || name == "" {
 			return nil, errors.New("malformed header line in the response") // not shown: it may be secret
 		}
 		value = trimSpace(value)
 		if !isFieldValue(value) {
 			return nil, fmt.Errorf("the header %.40s of the response contains a control character", name)
 		}
-		name = textproto.CanonicalMIMEHeaderKey(name)
 		if before, ok := h[name]; ok {
 			h[name] = append(before, value)
 			continue

@@ -20,7 +20,7 @@ import (
 type responseWriter struct {
 	x      *serving
 	ctx    cancel.Context // of req
-	req    *http.Request
+	req    http.Request
 	body   *requestBody // of the request; nil: none
 	header http.Header
 

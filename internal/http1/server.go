@@ -189,11 +189,11 @@ func (x *serving) serve(req *http.Request) (again bool) {
 		w.body.left.Store(req.ContentLength)
 		req.Body = w.body
 	}
-	w.req = req.WithContext(&w.ctx)
+	w.req = *req.WithContext(&w.ctx)
 	x.mu.Lock()
 	x.serves = w
 	x.mu.Unlock()
-	x.server.HTTP.Handler.ServeHTTP(w, w.req)
+	x.server.HTTP.Handler.ServeHTTP(w, &w.req)
 	completed := !x.stopWatching() && w.finish()
 	w.free()
 	w.err = errReturned // for what the handler has left running
