@@ -81,6 +81,9 @@ func (c *conn) SyscallConn() (syscall.RawConn, error) {
 	if c.read.Load() < c.suspect.Load() {
 		return nil, errSuspect
 	}
+	if quiet, known := c.rw.Quiet(); quiet && known { // which costs less than the pool's check
+		return uncheckedConn{}, nil
+	}
 	if raw, ok := c.Conn.(syscall.Conn); ok {
 		return raw.SyscallConn()
 	}

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/cloakroom-bff/cloakroom/internal/socket"
 	"github.com/cloakroom-bff/cloakroom/internal/span"
 	"github.com/cloakroom-bff/cloakroom/internal/usertimeout"
 )
@@ -57,13 +58,16 @@ func newProviderTransport(cfg *Config) *http.Transport {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
 		conn, err := dialer.DialContext(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
 		if tcp, ok := conn.(*net.TCPConn); ok {
 			// Close discards what has not been delivered. A refresh request
 			// that was given up in an outage must not arrive after its
 			// repetition.
 			err = tcp.SetLinger(0)
 		}
-		return conn, err
+		return socket.NetConn(conn), err
 	}
 	transport.TLSHandshakeTimeout = 5 * time.Second
 	transport.MaxIdleConnsPerHost = 32

@@ -1,5 +1,5 @@
 // Package socket reads and writes network connections. It is for those that
-// calls wait for: to clients, to upstreams and to Redis.
+// calls wait for: to clients, upstreams, Redis and the provider.
 package socket
 
 import (
@@ -40,6 +40,17 @@ func New(c net.Conn) Conn {
 	}
 	return &plain{Conn: c, peek: newPeek(c)}
 }
+
+// NetConn returns c with the reads and writes of New(c).
+func NetConn(c net.Conn) net.Conn { return netConn{c, New(c)} }
+
+type netConn struct {
+	net.Conn
+	rw Conn
+}
+
+func (c netConn) Read(p []byte) (int, error)  { return c.rw.Read(p) }
+func (c netConn) Write(p []byte) (int, error) { return c.rw.Write(p) }
 
 // plain is a Conn of any connection.
 type plain struct {
