@@ -1,15 +1,14 @@
 // The page for administrators in a browser.
 import assert from "node:assert/strict";
-import { mkdir, readFile } from "node:fs/promises";
+import { readFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { after, before, describe, test } from "node:test";
 
-import { closeBrowser, launch } from "./browser.js";
+import { closeBrowser, launch, saveScreenshot } from "./browser.js";
 import { signIn } from "./journeys.js";
 import { serve } from "./serve.js";
 
 const token = "a token of administrators";
-const screenshots = new URL("screenshots/", import.meta.url).pathname;
 
 describe("page for administrators", { timeout: 600_000 }, () => {
   /** @type {Awaited<ReturnType<typeof serve>>} */
@@ -20,7 +19,6 @@ describe("page for administrators", { timeout: 600_000 }, () => {
   let axe;
 
   before(async () => {
-    await mkdir(screenshots, { recursive: true });
     axe = await readFile(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
     deployment = await serve({ adminToken: token });
     browser = await launch();
@@ -183,32 +181,35 @@ describe("page for administrators", { timeout: 600_000 }, () => {
     await app.close();
   });
 
-  for (const colorScheme of /** @type {const} */ (["light", "dark"])) {
-    for (const width of [1280, 390]) {
-      test(`accessible and within the screen: ${colorScheme}, ${width} px`, async () => {
-        const app = await signedInApp();
-        const { page, close } = await administrate({ colorScheme, viewport: { width, height: 900 } });
-        const check = async (state) => {
-          await page.screenshot({ path: `${screenshots}admin-${state}-${colorScheme}-${width}.png`, fullPage: true });
-          assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), `${state} is too wide`);
-          // The CSP of the page does not allow axe as a script element.
-          const { violations } = await page.evaluate(`${axe}; axe.run()`);
-          assert.deepEqual(violations.map((v) => [v.id, v.nodes.map((n) => n.html)]), [], state);
-        };
-        await page.locator("summary").click();
-        await check("page");
-        await search(page, "alice");
-        await page.locator("table.sessions").waitFor();
-        await check("search");
-        await page.getByRole("button", { name: `Revoke session ${app.id}` }).click();
-        await check("dialog");
-        await page.getByRole("button", { name: "Cancel" }).click();
-        await page.getByRole("button", { name: "Sign out" }).click();
-        await page.getByLabel("Admin token").waitFor();
-        await check("sign-in");
-        await close();
-        await app.close();
-      });
-    }
-  }
+  test("accessible and within the screen, light and dark, wide and narrow", async () => {
+    const app = await signedInApp();
+    const { page, close } = await administrate();
+    const check = async (state) => {
+      await page.evaluate(axe); // the CSP of the page does not allow it as a script element
+      for (const colorScheme of /** @type {const} */ (["light", "dark"])) {
+        await page.emulateMedia({ colorScheme });
+        for (const width of [1280, 390]) {
+          await page.setViewportSize({ width, height: 900 });
+          const shot = `admin-${state}-${colorScheme}-${width}`;
+          await saveScreenshot(page, shot, { fullPage: true });
+          assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), `${shot} is too wide`);
+          const { violations } = await page.evaluate("axe.run()");
+          assert.deepEqual(violations.map((v) => [v.id, v.nodes.map((n) => n.html)]), [], shot);
+        }
+      }
+    };
+    await page.locator("summary").click();
+    await check("page");
+    await search(page, "alice");
+    await page.locator("table.sessions").waitFor();
+    await check("search");
+    await page.getByRole("button", { name: `Revoke session ${app.id}` }).click();
+    await check("dialog");
+    await page.getByRole("button", { name: "Cancel" }).click();
+    await page.getByRole("button", { name: "Sign out" }).click();
+    await page.getByLabel("Admin token").waitFor();
+    await check("sign-in");
+    await close();
+    await app.close();
+  });
 });

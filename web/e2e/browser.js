@@ -1,4 +1,4 @@
-// Chromium, and screenshots of its pages when a test fails.
+// Chromium, and screenshots of its pages.
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 
@@ -30,6 +30,17 @@ export const streamOpens = (page) => page.waitForResponse((response) => response
  */
 export const hotReloadConnects = (page) =>
   new Promise((resolve) => page.once("websocket", (socket) => socket.once("framereceived", () => resolve())));
+
+/**
+ * Saves a screenshot for people, in the folder SCREENSHOTS. Without that it does nothing, because it takes a while.
+ *
+ * @param {import("playwright-core").Page} page
+ * @param {string} name
+ * @param {import("playwright-core").PageScreenshotOptions} [options]
+ */
+export async function saveScreenshot(page, name, options) {
+  if (process.env.SCREENSHOTS) await page.screenshot({ path: join(process.env.SCREENSHOTS, `${name}.png`), ...options });
+}
 
 /**
  * Saves a screenshot of each open page of a context. It never fails: the test has failed already.

@@ -1,6 +1,6 @@
 // The inspector of cloakroom dev, and the page to pick a user.
 import assert from "node:assert/strict";
-import { mkdir, mkdtemp, readFile, writeFile } from "node:fs/promises";
+import { mkdtemp, readFile, writeFile } from "node:fs/promises";
 import { createServer } from "node:http";
 import { createRequire } from "node:module";
 import { once } from "node:events";
@@ -8,10 +8,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 
-import { closeBrowser, launch } from "./browser.js";
+import { closeBrowser, launch, saveScreenshot } from "./browser.js";
 import { cloakroom, freePort, start } from "./process.js";
-
-const screenshots = new URL("screenshots/", import.meta.url).pathname;
 
 const users = `users:
   - {sub: alice, name: Alice Liddell, email: alice@example.com, roles: [admin, editor]}
@@ -26,7 +24,6 @@ describe("inspector", { timeout: 300_000 }, () => {
   let app, dev;
 
   before(async () => {
-    await mkdir(screenshots, { recursive: true });
     axe = await readFile(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
     const page = `<!doctype html><html lang="en"><title>App</title><h1>App</h1><img alt="" src="http://127.0.0.1:1/picture.png">`;
     app = createServer((request, response) => {
@@ -136,7 +133,7 @@ describe("inspector", { timeout: 300_000 }, () => {
           for (const width of [1280, 360]) {
             await page.setViewportSize({ width, height: 800 });
             const shot = `${name}-${language}-${colorScheme}-${width}`;
-            await page.screenshot({ path: `${screenshots}${shot}.png`, fullPage: true });
+            await saveScreenshot(page, shot, { fullPage: true });
             assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), `${shot} is too wide`);
             const { violations } = await page.evaluate("axe.run()");
             assert.deepEqual(violations.map((v) => [v.id, v.nodes.map((n) => n.html)]), [], shot);

@@ -1,12 +1,9 @@
 // Tests of the sample app in a browser, for every way to serve it.
 import assert from "node:assert/strict";
-import { mkdir } from "node:fs/promises";
 import http from "node:http";
 import { after, before, describe, test } from "node:test";
 
-import { launch, savePages, streamOpens } from "./browser.js";
-
-const screenshots = new URL("screenshots/", import.meta.url).pathname;
+import { launch, savePages, saveScreenshot, streamOpens } from "./browser.js";
 
 /**
  * @typedef {{ baseURL: string, stop: () => Promise<void> }} Deployment
@@ -28,7 +25,6 @@ export function journeys(name, deploy, { tokenLife }) {
     let browser;
 
     before(async () => {
-      await mkdir(screenshots, { recursive: true });
       deployment = await deploy();
       browser = await launch();
     });
@@ -339,7 +335,7 @@ function watch(context, baseURL) {
 }
 
 /**
- * Takes screenshots of a state: light and dark, on a desktop and on a phone. It fails if the page is wider than the phone.
+ * Saves screenshots of a state: light and dark, on a desktop and on a phone. It fails if the page is wider than the phone.
  *
  * @param {Page} page
  * @param {string} name
@@ -350,7 +346,7 @@ export async function shoot(page, name) {
     await page.setViewportSize({ width, height: 900 });
     for (const colorScheme of ["light", "dark"]) {
       await page.emulateMedia({ colorScheme, reducedMotion: "reduce" });
-      await page.screenshot({ path: `${screenshots}${file}-${device}-${colorScheme}.png`, fullPage: true });
+      await saveScreenshot(page, `${file}-${device}-${colorScheme}`, { fullPage: true });
     }
     assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), `the page is wider than ${width} pixels`);
   }

@@ -1,16 +1,14 @@
 // The notice of the client after an end of the session, in a browser: accessible in every app.
 import assert from "node:assert/strict";
-import { copyFile, mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { copyFile, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 
-import { closeBrowser, launch, streamOpens } from "./browser.js";
+import { closeBrowser, launch, saveScreenshot, streamOpens } from "./browser.js";
 import { repository } from "./process.js";
 import { serve } from "./serve.js";
-
-const screenshots = new URL("screenshots/", import.meta.url).pathname;
 
 const script = `
 import { createClient } from "./client.js";
@@ -61,7 +59,6 @@ describe("the notice", { timeout: 300_000 }, () => {
   let dir;
 
   before(async () => {
-    await mkdir(screenshots, { recursive: true });
     axe = await readFile(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
     dir = await mkdtemp(join(tmpdir(), "cloakroom-notice-"));
     for (const file of ["client.js", "notice.js"]) await copyFile(join(repository, "web/client", file), join(dir, file));
@@ -127,7 +124,7 @@ describe("the notice", { timeout: 300_000 }, () => {
             const state = `${name}, ${colorScheme}, ${width} px`;
             await page.emulateMedia({ colorScheme });
             await page.setViewportSize({ width, height });
-            await page.screenshot({ path: `${screenshots}notice-${name}-${colorScheme}-${width}.png` });
+            await saveScreenshot(page, `notice-${name}-${colorScheme}-${width}`);
 
             // The CSP of the page does not allow axe as a script element.
             const { violations, incomplete } = await page.evaluate(`${axe}; axe.run({ rules: { "target-size": { enabled: true } } })`);

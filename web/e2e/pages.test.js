@@ -1,13 +1,11 @@
 // The pages that the broker itself shows, in a browser.
 import assert from "node:assert/strict";
-import { mkdir, readFile } from "node:fs/promises";
+import { readFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { after, before, describe, test } from "node:test";
 
-import { closeBrowser, launch } from "./browser.js";
+import { closeBrowser, launch, saveScreenshot } from "./browser.js";
 import { serve } from "./serve.js";
-
-const screenshots = new URL("screenshots/", import.meta.url).pathname;
 
 const pages = {
   "not-found": { path: "/bff/unknown", en: "Not found", de: "Nicht gefunden" },
@@ -24,7 +22,6 @@ describe("pages", { timeout: 600_000 }, () => {
   let axe;
 
   before(async () => {
-    await mkdir(screenshots, { recursive: true });
     axe = await readFile(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
     deployment = await serve();
     browser = await launch();
@@ -48,7 +45,7 @@ describe("pages", { timeout: 600_000 }, () => {
             assert.equal(await page.locator("h1").textContent(), titles[language]);
             assert.equal(await page.locator("html").getAttribute("lang"), language);
             assert.deepEqual(requests.filter((url) => !url.endsWith("/favicon.ico")), [deployment.baseURL + path], "a page needs nothing else");
-            await page.screenshot({ path: `${screenshots}${name}-${language}-${colorScheme}-${width}.png` });
+            await saveScreenshot(page, `${name}-${language}-${colorScheme}-${width}`);
             assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), `${name} is too wide`);
             // The CSP of the page does not allow axe as a script element.
             const { violations } = await page.evaluate(`${axe}; axe.run()`);
