@@ -7,7 +7,7 @@ export FIREFOX ?= /usr/bin/firefox-esr
 CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/cloakroom
 
 .DEFAULT_GOAL = help
-.PHONY: help build test setup redis-setup go-test browser-test examples test-providers \
+.PHONY: help build test setup redis-setup go-test browser-test screenshots examples test-providers \
 	providers-setup apis-setup test-packaging packaging-setup manifests package release-setup \
 	soak fuzz lint bench bench-setup bench-smoke bench-sessions bench-bearer
 
@@ -27,7 +27,7 @@ PIP_INSTALL = pip install --quiet --disable-pip-version-check --no-deps
 
 # $(call npm-ci,DIR) installs the packages of a lock file, unless they are there.
 npm-ci = @cd $(1) && { cmp -s package-lock.json node_modules/installed || { \
-	npm ci --silent --no-audit --no-fund && cp package-lock.json node_modules/installed; }; }
+	npm ci --loglevel=error --no-audit --no-fund >/dev/null && cp package-lock.json node_modules/installed; }; }
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,8 +44,16 @@ go-test: ## run all Go tests, the slow ones too, with the race detector
 browser-test: build examples ## run the tests of the browser client and of the demo in browsers
 	npm test --prefix web/client --silent
 	CLOAKROOM=$(CURDIR)/bin/cloakroom npm test --prefix web/e2e --silent
-	CLOAKROOM=$(CURDIR)/bin/cloakroom npm test --prefix web/client-test --silent
-	CLOAKROOM=$(CURDIR)/bin/cloakroom npm test --prefix web/npm --silent
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync $(PACKAGE_TESTS)
+
+# The tests of the packages wait most of the time, so they run at once.
+PACKAGE_TESTS = web/client-test web/npm
+.PHONY: $(PACKAGE_TESTS)
+$(PACKAGE_TESTS):
+	CLOAKROOM=$(CURDIR)/bin/cloakroom npm test --prefix $@ --silent
+
+screenshots: export SCREENSHOTS = $(CURDIR)/web/e2e/screenshots
+screenshots: setup browser-test ## run the browser tests, save what people see in web/e2e/screenshots
 
 # Apps that browser tests load, built with their own tools, one on each processor.
 # webpack is a tool only.
