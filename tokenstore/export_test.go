@@ -15,5 +15,8 @@ func (s *Redis) MaxIdle(ctx context.Context) ([]time.Duration, error) {
 	return all, err
 }
 
+// FoundDead reports whether an operation has failed on a dead connection.
+func (s *Redis) FoundDead() bool { return s.suspect.Load() > 0 }
+
 // WarnOfServer logs what the response of INFO shows.
 var WarnOfServer = warnOfServer

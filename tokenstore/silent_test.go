@@ -117,6 +117,28 @@ func TestSilentlyDroppedIdleConnections(t *testing.T) {
 	}
 }
 
+// The look at an idle connection saves an attempt, and its retry.
+func TestClosedIdleConnectionIsNotUsed(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	store, err := tokenstore.NewRedis(tokenstore.RedisConfig{URL: server.URL()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { store.Close() })
+	for range 2 {
+		if _, _, _, err := store.Get(t.Context(), "session:a"); err != nil {
+			t.Fatal(err)
+		}
+		if killed := server.Do("CLIENT", "KILL", "TYPE", "normal"); killed == "0" {
+			t.Fatal("there was no connection to close")
+		}
+	}
+	if store.FoundDead() {
+		t.Error("an operation was tried on a closed connection")
+	}
+}
+
 // The connections are dropped while they are in use.
 func TestRetryOnDroppedConnection(t *testing.T) {
 	t.Parallel()
