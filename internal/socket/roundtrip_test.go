@@ -166,17 +166,26 @@ func TestIsQuietUntilSomethingArrives(t *testing.T) {
 }
 
 // What was received before a reset may be incomplete.
-func TestAResetIsNoEndAfterALookAtIt(t *testing.T) {
+func TestAResetThatWasFoundIsNoEnd(t *testing.T) {
 	t.Parallel()
-	for _, newConn := range []func(net.Conn) Conn{New, newPlain} {
-		here, there := connect(t, "tcp")
-		c := newConn(here)
-		there.(*net.TCPConn).SetLinger(0)
-		there.Close()
-		waitForData(c)
-		for range 2 {
-			if n, err := c.Read(make([]byte, 1)); n > 0 || !errors.Is(err, syscall.ECONNRESET) {
-				t.Errorf("got %d, %v, want a reset", n, err)
+	for name, find := range map[string]func(c Conn){
+		"a look": waitForData,
+		"a write": func(c Conn) {
+			for err := error(nil); err == nil; time.Sleep(time.Millisecond) {
+				_, err = c.Write([]byte("x"))
+			}
+		},
+	} {
+		for _, newConn := range []func(net.Conn) Conn{New, newPlain} {
+			here, there := connect(t, "tcp")
+			c := newConn(here)
+			there.(*net.TCPConn).SetLinger(0)
+			there.Close()
+			find(c)
+			for range 2 {
+				if n, err := c.Read(make([]byte, 1)); n > 0 || !errors.Is(err, syscall.ECONNRESET) {
+					t.Errorf("%s: got %d, %v, want a reset", name, n, err)
+				}
 			}
 		}
 	}
@@ -214,21 +223,4 @@ func TestNoResponseIsMissed(t *testing.T) {
 		})
 	}
 	running.Wait()
-}
-
-// A write that finds the reset leaves it to reads.
-func TestAResetIsNoEndAfterAWrite(t *testing.T) {
-	t.Parallel()
-	for _, newConn := range []func(net.Conn) Conn{New, newPlain} {
-		here, there := connect(t, "tcp")
-		c := newConn(here)
-		there.(*net.TCPConn).SetLinger(0)
-		there.Close()
-		for err := error(nil); err == nil; time.Sleep(time.Millisecond) {
-			_, err = c.Write([]byte("x"))
-		}
-		if n, err := c.Read(make([]byte, 1)); n > 0 || !errors.Is(err, syscall.ECONNRESET) {
-			t.Errorf("got %d, %v, want a reset", n, err)
-		}
-	}
 }
