@@ -65,9 +65,12 @@ func newProviderTransport(cfg *Config) *http.Transport {
 			// Close discards what has not been delivered. A refresh request
 			// that was given up in an outage must not arrive after its
 			// repetition.
-			err = tcp.SetLinger(0)
+			if err := tcp.SetLinger(0); err != nil {
+				conn.Close()
+				return nil, err
+			}
 		}
-		return socket.NetConn(conn), err
+		return socket.NetConn(conn), nil
 	}
 	transport.TLSHandshakeTimeout = 5 * time.Second
 	transport.MaxIdleConnsPerHost = 32
