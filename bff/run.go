@@ -85,7 +85,6 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 		}
 		return nil
 	})
-	s.state.Store(int32(stateReady))
 	group.Go(func() error {
 		<-serving.Done() // ctx has ended, or a listener failed
 		return s.shutdown(server, listeners)
@@ -150,7 +149,8 @@ func (h *handedOver) Addr() net.Addr { return &net.TCPAddr{} }
 // HTTP/2. A client queues those beyond it.
 const maxStreams = 100
 
-// start starts the work of the configuration in force.
+// start makes the Server ready, and starts the work of the configuration in
+// force. Requests that arrive from now on wait in the listeners.
 func (s *Server) start(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -162,6 +162,7 @@ func (s *Server) start(ctx context.Context) error {
 	s.closing, s.stopAwaiting = context.WithCancel(context.Background())
 	a := s.current.Load()
 	s.conns.setLimit(a.limits.Connections)
+	s.state.Store(int32(stateReady)) // before a response, and before the provider is found
 	a.start()
 	close(s.started)
 	return nil
@@ -172,7 +173,7 @@ type serverState int32
 
 const (
 	stateStarting serverState = iota // Run has not begun
-	stateReady                       // the listeners are served
+	stateReady                       // Run serves
 	stateStopping                    // Run ends
 )
 
