@@ -676,6 +676,9 @@ func TestInspectorCausesWhatAppsCopeWith(t *testing.T) {
 	wantStatus(t, b, "/api/x", 200)
 	wantPage(t, b, "/bff/dev", `<span class="good">new tokens</span>`)
 
+	for range 3 { // the session is in the broker's cache
+		wantStatus(t, b, "/api/x", 200)
+	}
 	press("store", url.Values{"down": {"1"}})
 	if got := b.Fetch("GET", "/api/x"); got.Code() != "store_unavailable" {
 		t.Errorf("store off: got %d %s, want store_unavailable", got.StatusCode, got.Code())

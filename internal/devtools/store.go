@@ -103,3 +103,20 @@ func (s *switchedStore) Remove(ctx context.Context, members map[string]string) e
 	}
 	return s.TokenStore.Remove(ctx, members)
 }
+
+// Watch also empties the caller's cache when the store is switched off: then no
+// call must succeed with what is in it.
+func (s *switchedStore) Watch(ctx context.Context, onChange func(key string), onValid func(until time.Time)) {
+	s.tools.watchers.Store(&onChange, onChange)
+	defer s.tools.watchers.Delete(&onChange)
+	s.TokenStore.Watch(ctx, onChange, onValid)
+}
+
+// switchStore switches the store off or on.
+func (t *Tools) switchStore(down bool) {
+	t.storeDown.Store(down)
+	t.watchers.Range(func(_, onChange any) bool {
+		onChange.(func(key string))("") // anything may have changed
+		return true
+	})
+}

@@ -7,6 +7,7 @@ package devtools
 import (
 	"context"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -35,6 +36,7 @@ type Tools struct {
 	mux      *http.ServeMux
 
 	storeDown, providerDown atomic.Bool
+	watchers                sync.Map // :: *func(key string) → onChange of Watch
 
 	events   ring[bff.Event]
 	requests ring[request]
@@ -64,8 +66,8 @@ func New(cfg Config) *Tools {
 	t.mux.HandleFunc("POST "+base+"/end", t.action(func(r *http.Request) (string, error) {
 		return "ended", t.server.EndSession(r)
 	}))
-	t.mux.HandleFunc("POST "+base+"/provider", t.toggle(&t.providerDown))
-	t.mux.HandleFunc("POST "+base+"/store", t.toggle(&t.storeDown))
+	t.mux.HandleFunc("POST "+base+"/provider", t.toggle(t.providerDown.Store))
+	t.mux.HandleFunc("POST "+base+"/store", t.toggle(t.switchStore))
 	t.mux.HandleFunc("POST "+base+"/sign-in", t.signIn)
 	t.mux.HandleFunc("POST "+cfg.Prefix+ReportPath, t.report)
 	return t
@@ -103,9 +105,9 @@ func (t *Tools) intercept(w http.ResponseWriter, r *http.Request, next http.Hand
 }
 
 // toggle returns a handler that switches something off or on.
-func (t *Tools) toggle(down *atomic.Bool) http.HandlerFunc {
+func (t *Tools) toggle(set func(down bool)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		down.Store(r.PostFormValue("down") == "1")
+		set(r.PostFormValue("down") == "1")
 		t.backToPage(w, r, "")
 	}
 }
