@@ -256,12 +256,15 @@ type refresh struct {
 	failures int      // in a row, before this refresh
 	call     *flight.Call[*Session]
 	span     trace.Span
-	retryAt  time.Time // set before call finishes: no retry before; zero: it did not fail
+	// Set before call finishes:
+	retryAt time.Time // no retry before; zero: it did not fail
+	unsaved *Session  // with tokens that are to be saved yet; nil: none
 }
 
 // stale reports whether a caller that read s must start a new refresh: because
-// s is already the result of r, or because r failed and since then the backoff
-// has ended, the record has changed or the provider has become ready.
+// s is already the result of r, which may have been saved late, or because r
+// failed and since then the backoff has ended, the record has changed or the
+// provider has become ready.
 func (r *refresh) stale(s *Session, epoch uint64) bool {
 	result, finished, err := r.call.Result()
 	switch {
@@ -269,6 +272,8 @@ func (r *refresh) stale(s *Session, epoch uint64) bool {
 		return false
 	case err == nil:
 		return bytes.Equal(result.sealed, s.sealed)
+	case r.unsaved != nil:
+		return s.refreshes >= r.unsaved.refreshes
 	case r.retryAt.IsZero():
 		return false // it ended the session, or the store failed
 	}
@@ -302,6 +307,7 @@ func (m *Manager) runRefresh(ctx context.Context, r *refresh) {
 	m.refreshing.Add(1)
 	defer m.refreshing.Add(-1)
 	s, unsaved, release, err := m.leaseAndRefresh(ctx, r)
+	r.unsaved = unsaved
 	var retry *RefreshError
 	switch {
 	case errors.As(err, &retry):

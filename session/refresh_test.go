@@ -362,6 +362,32 @@ func TestUnsavedTokensAreNotLost(t *testing.T) {
 	})
 }
 
+// A refresh whose tokens are saved late is an error to those who wait for it,
+// but not to those who have read the new tokens.
+func TestTokensThatWereSavedLateCanBeRefreshed(t *testing.T) {
+	p := new(tokenEndpoint)
+	store := &brokenStore{Store: new(tokenstore.Memory)}
+	cfg := session.Config{Store: store, Observe: func(_ context.Context, e session.Event) {
+		if e.Kind == session.SessionRefreshed {
+			time.Sleep(time.Second) // so the refresh has not ended yet
+		}
+	}}
+	withProvider(t, p, cfg, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
+		time.Sleep(time.Minute)
+		store.fail(nil, errors.New("OOM command not allowed"))
+		if _, err := findFresh(t.Context(), m, ticket, ""); !errors.Is(err, session.ErrStore) {
+			t.Errorf("Fresh: got %v, want ErrStore", err)
+		}
+		store.fail(nil, nil)
+		time.Sleep(300 * time.Millisecond)
+		fresh(t, m, ticket, "access-2")
+		if _, err := findRefresh(t.Context(), m, ticket); err != nil {
+			t.Errorf("Refresh: got %v", err)
+		}
+		fresh(t, m, ticket, "access-3")
+	})
+}
+
 func TestWriteWithLostResponseIsFound(t *testing.T) {
 	p := new(tokenEndpoint)
 	store := &lossyStore{Store: new(tokenstore.Memory)}
