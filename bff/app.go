@@ -157,9 +157,10 @@ func (a *app) start() {
 	a.background.Go(func() { a.provider.Run(ctx) }) // until close, as the next
 	a.background.Go(func() { a.sessions.Run(ctx) })
 	writing, stopWriting := context.WithCancel(context.Background())
+	unnamed := a.unnamed.open()
 	a.background.Go(func() {
 		defer stopWriting() // the last of what reportUnnamed reports is written too
-		a.reportUnnamed(ctx)
+		a.reportUnnamed(ctx, unnamed)
 	})
 	a.background.Go(func() { a.history.run(writing) })
 	a.background.Go(func() { a.server.storeOutage.watch(ctx, a.store) })

@@ -195,7 +195,7 @@ func (a *app) report(ctx context.Context, e Event) {
 // are reported as soon as the store has named the user, or without a user.
 type unnamedEvents struct {
 	mu      sync.Mutex        // guards all below
-	waiting chan unnamedEvent // nil: reportUnnamed does not run
+	waiting chan unnamedEvent // nil: reportUnnamed does not run, and is not about to
 }
 
 // unnamedEvent is an event with the span in which it happened.
@@ -211,6 +211,14 @@ const (
 	namingTimeout = 2 * time.Second
 )
 
+// open has events wait for reportUnnamed, which has to be called next.
+func (u *unnamedEvents) open() (waiting <-chan unnamedEvent) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.waiting = make(chan unnamedEvent, maxUnnamed)
+	return u.waiting
+}
+
 // add reports whether reportUnnamed will report the event.
 func (u *unnamedEvents) add(ctx context.Context, e Event) bool {
 	u.mu.Lock()
@@ -224,11 +232,7 @@ func (u *unnamedEvents) add(ctx context.Context, e Event) bool {
 }
 
 // reportUnnamed reports events until ctx ends, and then those that wait.
-func (a *app) reportUnnamed(ctx context.Context) {
-	u, waiting := &a.unnamed, make(chan unnamedEvent, maxUnnamed)
-	u.mu.Lock()
-	u.waiting = waiting
-	u.mu.Unlock()
+func (a *app) reportUnnamed(ctx context.Context, waiting <-chan unnamedEvent) {
 	for ctx.Err() == nil {
 		select {
 		case e := <-waiting:
@@ -236,9 +240,9 @@ func (a *app) reportUnnamed(ctx context.Context) {
 		case <-ctx.Done():
 		}
 	}
-	u.mu.Lock()
-	u.waiting = nil // emit reports what comes from now on
-	u.mu.Unlock()
+	a.unnamed.mu.Lock()
+	a.unnamed.waiting = nil // emit reports what comes from now on
+	a.unnamed.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), namingTimeout)
 	defer cancel()
 	for len(waiting) > 0 {

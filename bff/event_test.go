@@ -263,6 +263,10 @@ func TestReturnOfAnEndedSessionIsReported(t *testing.T) {
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.AdminToken = "admin-token" })
 	b := a.signedIn()
 	id := a.sessionID(b)
+	waitFor(t, "the history names the user", func() bool {
+		_, events := why(t, a.server, "session="+id)
+		return len(events) > 0
+	})
 	r := httptest.NewRequest("POST", "http://localhost/admin/revoke", strings.NewReader(`{"sub": "alice"}`))
 	r.Header.Set("Content-Type", "application/json")
 	r.Header.Set("Authorization", "Bearer admin-token")
