@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -251,6 +252,35 @@ func TestRefreshTokenRevocationIsRetried(t *testing.T) {
 	defer mu.Unlock()
 	if n := a.provider.LiveRefreshTokens(); n > 0 {
 		t.Errorf("%d refresh tokens are valid after %d attempts to revoke, want none", n, attempts)
+	}
+}
+
+// A replica that has just started does not know yet where to revoke tokens.
+func TestLogoutBeforeDiscoveryRevokesTheTokens(t *testing.T) {
+	t.Parallel()
+	for name, failures := range map[string]int32{"the first attempt is slow": 0, "the first attempt fails": 1} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var cfg bff.Config
+			a := newApp(t, func(_ *app, c *bff.Config) { cfg = *c })
+			b := a.signedIn()
+			var attempts atomic.Int32
+			slow := func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				if strings.Contains(r.URL.Path, "/.well-known/") {
+					time.Sleep(300 * time.Millisecond)
+					if attempts.Add(1) <= failures {
+						w.WriteHeader(503)
+						return
+					}
+				}
+				next.ServeHTTP(w, r)
+			}
+			a.provider.SetHooks(devidp.Hooks{Intercept: slow})
+			_, at := replica(t, cfg)
+			resp := b.Fetch("POST", at+"/bff/logout", "Host", strings.TrimPrefix(a.url, "http://"))
+			wantStatus(t, "logout", resp, 200)
+			waitFor(t, "the refresh token is revoked", func() bool { return a.provider.LiveRefreshTokens() == 0 })
+		})
 	}
 }
 

@@ -12,10 +12,14 @@ import (
 )
 
 // Revoke revokes the tokens at the provider (RFC 7009). It does nothing if the
-// provider has no revocation endpoint.
+// provider has no revocation endpoint. Before the metadata have been read, that
+// is not known: the error wraps ErrUnavailable.
 func (c *Client) Revoke(ctx context.Context, t session.Tokens) error {
-	m := c.current.Load()
-	if m == nil || m.Revocation == "" {
+	m, err := c.discovered(ctx)
+	if err != nil {
+		return fmt.Errorf("revoke tokens: %w", err)
+	}
+	if m.Revocation == "" {
 		return nil
 	}
 	type token struct{ hint, value string }
