@@ -167,6 +167,7 @@ func signedInWithRedis(t *testing.T, redis *redistest.Server) (b *bfftest.Browse
 		"ROUTES": "[{path: /api/, upstream: " + echo.URL + ", token: user}]",
 	}, "serve")
 	ready(t, admin)
+	waitForCache(t, admin)
 	b = bfftest.NewBrowser(t, app)
 	signIn(t, b, "")
 	return b, admin
@@ -292,6 +293,21 @@ func ready(t *testing.T, admin string) {
 		last = string(body)
 	}
 	t.Fatalf("not ready within 10 s: %s", last)
+}
+
+// waitForCache waits until the broker with this admin address caches sessions:
+// until its store announces changes, which may be after it is ready.
+func waitForCache(t *testing.T, admin string) {
+	t.Helper()
+	eventually(t, 20*time.Second, "the cache is used", func() bool {
+		resp, err := http.Get("http://" + admin + "/readyz?verbose")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		body, _ := io.ReadAll(resp.Body)
+		return strings.Contains(string(body), "[+] invalidation: ok")
+	})
 }
 
 // freeOrigin returns a free address and the origin of an app on it.

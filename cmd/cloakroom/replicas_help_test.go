@@ -117,12 +117,15 @@ type fleet struct {
 	balanced atomic.Pointer[[]string] // host:port of the replicas behind url; nil: none yet
 }
 
-// startFleet starts a replica for each store URL, and waits until all are
-// ready. env overrides their settings.
+// startFleet starts a replica for each store URL, and waits until all are ready
+// and use their caches. env overrides their settings.
 func startFleet(t *testing.T, env map[string]string, storeURLs ...string) *fleet {
 	t.Helper()
 	f := newFleet(t, nil)
 	f.startReplicas(env, storeURLs...)
+	for _, r := range f.replicas {
+		waitForCache(t, r.admin)
+	}
 	return f
 }
 

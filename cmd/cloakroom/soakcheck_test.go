@@ -288,9 +288,23 @@ func (s *soak) waitForEnds(live map[string]int) {
 	}
 }
 
+// waitForRevocations waits until no session with a logout has a valid refresh
+// token, at most for recoveryLimit. While the provider fails, a logout responds
+// before the token is revoked.
+func (s *soak) waitForRevocations() {
+	for deadline := time.Now().Add(recoveryLimit); time.Now().Before(deadline); {
+		live := s.provider.Stats().LiveRefreshTokens
+		if !slices.ContainsFunc(s.sessions, func(x *soakSession) bool { return !x.ended.IsZero() && live[x.sid] > 0 }) {
+			return
+		}
+		sleep(s.t.Context(), 50*time.Millisecond)
+	}
+}
+
 // checkEnds checks that every session that ended had a cause, and that those
 // with a logout have ended.
 func (s *soak) checkEnds() {
+	s.waitForRevocations()
 	stats := s.provider.Stats()
 	s.waitForEnds(stats.LiveRefreshTokens)
 	saved := s.savedRefreshes()
