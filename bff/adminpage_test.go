@@ -55,7 +55,7 @@ func (c *pageClient) send(method, path string, form url.Values, header ...string
 	for _, cookie := range c.cookies {
 		req.AddCookie(cookie)
 	}
-	resp, err := http.DefaultTransport.RoundTrip(req)
+	resp, err := httpClient.Transport.RoundTrip(req)
 	if err != nil {
 		c.t.Fatal(err)
 	}

@@ -41,7 +41,7 @@ func (a *app) admin(method, path, body string, header ...string) *http.Response 
 			req.Header.Del(h[0])
 		}
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := httpClient.Do(req)
 	if err != nil {
 		a.t.Fatal(err)
 	}

@@ -127,6 +127,11 @@ func (a *app) waitReady() {
 	}
 }
 
+// httpClient sends requests that are not those of a browser. It has connections
+// of its own: a test that closes a httptest.Server closes the idle ones of
+// http.DefaultTransport, which can fail a request of another test.
+var httpClient = &http.Client{Transport: http.DefaultTransport.(*http.Transport).Clone()}
+
 func (a *app) browser() *bfftest.Browser {
 	b := bfftest.NewBrowser(a.t, a.url)
 	if a.provider.Roots != nil {

@@ -63,7 +63,7 @@ func (a *app) machineToken(scope, proof string) string {
 	if proof != "" {
 		req.Header.Set("DPoP", proof)
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := httpClient.Do(req)
 	if err != nil {
 		a.t.Fatal(err)
 	}
@@ -92,7 +92,7 @@ func (a *app) call(path string, header ...string) *bfftest.Response {
 	for i := 0; i < len(header); i += 2 {
 		req.Header.Add(header[i], header[i+1])
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := httpClient.Do(req)
 	if err != nil {
 		a.t.Fatal(err)
 	}

@@ -437,7 +437,7 @@ func TestSlowTokenResponseTimesOut(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.Provider.UserInfo, cfg.Provider.Wait = true, 2*time.Second
-		cfg.Provider.HTTPClient = &http.Client{Timeout: 2 * time.Second}
+		cfg.Provider.HTTPClient = &http.Client{Transport: httpClient.Transport, Timeout: 2 * time.Second}
 	})
 	slow := func(path string) devidp.Hooks {
 		return devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {

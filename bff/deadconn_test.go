@@ -400,7 +400,7 @@ func TestRefusedHTTP2StreamWithABodyIsRetried(t *testing.T) {
 				fmt.Fprintf(client, "body %p", req)
 				client.Close()
 			}()
-			resp, err := http.DefaultClient.Do(req)
+			resp, err := httpClient.Do(req)
 			if err != nil {
 				t.Error(err)
 				return

@@ -72,7 +72,7 @@ func TestDevToolsRefuseOtherSites(t *testing.T) {
 		if host == "" {
 			req.Host = "localhost"
 		}
-		resp, err := http.DefaultTransport.RoundTrip(req)
+		resp, err := httpClient.Transport.RoundTrip(req)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -451,7 +451,7 @@ func TestLoginDoesNotWaitForSlowDiscovery(t *testing.T) {
 	t.Parallel()
 	release := make(chan struct{})
 	a := newApp(t, func(a *app, cfg *bff.Config) {
-		cfg.Provider.HTTPClient = &http.Client{Timeout: 2 * time.Second}
+		cfg.Provider.HTTPClient = &http.Client{Transport: httpClient.Transport, Timeout: 2 * time.Second}
 		a.provider.Misbehave(t, brokertest.ProviderDown) // so that newApp does not wait for it
 		a.provider.SetHooks(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			select {

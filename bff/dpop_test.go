@@ -508,7 +508,10 @@ func (a *app) successor(edit func(*bff.Config)) func(b *bfftest.Browser, method,
 	if err := next.WaitForProvider(a.t.Context()); err != nil {
 		a.t.Fatal(err)
 	}
-	client := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	client := &http.Client{
+		Transport:     httpClient.Transport,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
 	return func(b *bfftest.Browser, method, path string) *http.Response {
 		req, err := http.NewRequestWithContext(a.t.Context(), method, server.URL+path, nil)
 		if err != nil {
@@ -591,7 +594,7 @@ func TestOldSessionIsBoundAtItsNextRefresh(t *testing.T) {
 		req.Host = strings.TrimPrefix(a.url, "http://")
 		req.Header.Set("X-CSRF", "1")
 		req.AddCookie(&http.Cookie{Name: b.Cookies()[0].Name, Value: b.Cookies()[0].Value})
-		resp, err := http.DefaultClient.Do(req)
+		resp, err := httpClient.Do(req)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -224,7 +224,7 @@ func TestDevServerThatDiesAmidAResponseIsAnError(t *testing.T) {
 		conn.Close()
 	}
 	a := frontendApp(t, files.URL, nil)
-	resp, err := http.Get(a.url + "/")
+	resp, err := httpClient.Get(a.url + "/")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -217,7 +217,7 @@ func TestHygiene(t *testing.T) {
 			"X-Csrf": {"1"},
 			"Cookie": {"cloakroom=a; keep=1", "Cloakroom=b", "cloakroom-login-x=c; keep=2;cloakroom=d"},
 		}
-		resp, err := http.DefaultClient.Do(req)
+		resp, err := httpClient.Do(req)
 		if err != nil {
 			t.Fatal(err)
 		}

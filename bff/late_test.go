@@ -155,7 +155,7 @@ func TestAbortedCallbackIsCompletedByARetry(t *testing.T) {
 	}
 	left := make(chan error)
 	go func() {
-		resp, err := http.DefaultTransport.RoundTrip(req)
+		resp, err := httpClient.Transport.RoundTrip(req)
 		if err == nil {
 			resp.Body.Close()
 		}

@@ -953,7 +953,7 @@ func TestOtherHostsAreNotServed(t *testing.T) {
 	for _, host := range []string{"evil.example", "localhost", "localhost:1", "localhost.evil.example"} {
 		req, _ := http.NewRequest("GET", a.url+"/bff/login", nil)
 		req.Host = host
-		resp, err := http.DefaultTransport.RoundTrip(req)
+		resp, err := httpClient.Transport.RoundTrip(req)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -411,7 +411,7 @@ func (b *broken) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err != nil && strings.HasSuffix(r.URL.Path, "/token") {
 		return nil, err
 	}
-	return http.DefaultTransport.RoundTrip(r)
+	return httpClient.Transport.RoundTrip(r)
 }
 
 // Network faults of a refresh say nothing about the session.

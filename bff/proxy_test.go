@@ -109,7 +109,7 @@ func TestForwardedHeadersOfTrustedProxiesAreUsed(t *testing.T) {
 		req, _ := http.NewRequest("GET", a.url+"/bff/login", nil)
 		req.Host = "broker.internal:8080"
 		req.Header.Set("X-Forwarded-Host", forwarded)
-		resp, err := http.DefaultTransport.RoundTrip(req)
+		resp, err := httpClient.Transport.RoundTrip(req)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -206,7 +206,7 @@ func TestAuthorizedPathIsSentUnchanged(t *testing.T) {
 		}
 		u.Opaque = "//" + u.Host + path // as it stands, past the client's own cleaning
 		req := &http.Request{Method: "GET", URL: u, Host: u.Host, Header: http.Header{"X-Csrf": {"1"}}}
-		resp, err := http.DefaultTransport.RoundTrip(req)
+		resp, err := httpClient.Transport.RoundTrip(req)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -309,7 +309,7 @@ func TestHintsAndTrailersCannotActOnTheOrigin(t *testing.T) {
 	for _, c := range b.Cookies() {
 		req.AddCookie(c)
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := httpClient.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -438,7 +438,7 @@ func TestPanicIsLoggedAndEndsOneRequest(t *testing.T) {
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.Frontend = http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("a bug") })
 	})
-	if resp, err := http.Get(a.url + "/"); err == nil {
+	if resp, err := httpClient.Get(a.url + "/"); err == nil {
 		resp.Body.Close()
 		t.Errorf("got %d, want the connection closed", resp.StatusCode)
 	}

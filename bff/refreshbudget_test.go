@@ -34,7 +34,7 @@ func TestRefreshLimitIgnoresCookieSpelling(t *testing.T) {
 			}
 			req.Header.Set("X-CSRF", "1")
 			req.Header.Set("Cookie", cookie.Name+"="+value)
-			resp, err := http.DefaultClient.Do(req)
+			resp, err := httpClient.Do(req)
 			if err != nil {
 				t.Fatal(err)
 			}

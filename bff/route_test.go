@@ -344,7 +344,7 @@ func TestTooLargeBodyIsRefused(t *testing.T) {
 	for _, c := range b.Cookies() {
 		req.AddCookie(c)
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := httpClient.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -278,7 +278,7 @@ func (a *app) requestEvents(b *bfftest.Browser, query string, header ...string) 
 	for _, c := range b.Cookies() {
 		req.AddCookie(c)
 	}
-	resp, err := http.DefaultTransport.RoundTrip(req)
+	resp, err := httpClient.Transport.RoundTrip(req)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -434,7 +434,7 @@ func TestRejectionOfExpiredTokenDoesNotPanic(t *testing.T) {
 		for _, c := range b.Cookies() {
 			req.AddCookie(c)
 		}
-		resp, err := http.DefaultClient.Do(req)
+		resp, err := httpClient.Do(req)
 		if err != nil {
 			status <- err.Error()
 			return
