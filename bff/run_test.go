@@ -287,7 +287,7 @@ func TestShutdownLosesNoRequest(t *testing.T) {
 	var cfg bff.Config
 	a := newApp(t, func(_ *app, c *bff.Config) {
 		cfg = *c
-		cfg.ShutdownDelay = time.Second
+		cfg.ShutdownDelay = 3 * time.Second // longer than the requests below take on a busy machine
 	})
 	server, err := bff.New(cfg)
 	if err != nil {
@@ -344,7 +344,7 @@ func TestShutdownSendsGoAway(t *testing.T) {
 	var cfg bff.Config
 	a := newApp(t, func(_ *app, c *bff.Config) {
 		cfg = *c
-		cfg.ShutdownDelay = time.Second
+		cfg.ShutdownDelay = 3 * time.Second // longer than the requests below take on a busy machine
 		cfg.TLS = &tls.Config{Certificates: certified.TLS.Certificates, NextProtos: []string{"h2", "http/1.1"}}
 	})
 	l := listen(t)
