@@ -183,12 +183,7 @@ func (a *app) backchannelLogout(w *response, r *http.Request) error {
 // background.
 func (a *app) revoke(ctx context.Context, ended *session.Session) {
 	ctx = context.WithoutCancel(ctx)
-	try := func() error {
-		ctx, cancel := context.WithTimeout(ctx, revokeTimeout)
-		defer cancel()
-		return a.provider.Revoke(ctx, ended.Tokens)
-	}
-	err := try()
+	err := a.tryRevoke(ctx, ended.Tokens)
 	if err == nil {
 		return
 	}
@@ -198,15 +193,31 @@ func (a *app) revoke(ctx context.Context, ended *session.Session) {
 	}
 	a.log.DebugContext(ctx, "tokens not revoked yet", "session", ended.ID, "err", err)
 	a.revocations.Go(func() { // ends after revokeTries, each of which is bounded
-		for n := 1; n < revokeTries && isTransient(err); n++ {
-			time.Sleep(revokeDelay(err, n))
-			err = try()
-		}
-		if err != nil {
+		if err := a.retryRevoke(ctx, ended.Tokens, err); err != nil {
 			a.log.ErrorContext(ctx, "gave up revoking tokens; they stay valid until they expire",
 				"session", ended.ID, "err", err)
 		}
 	})
+}
+
+// revokeTokens is session.Config.Revoke.
+func (a *app) revokeTokens(ctx context.Context, t session.Tokens) error {
+	return a.retryRevoke(ctx, t, a.tryRevoke(ctx, t))
+}
+
+func (a *app) tryRevoke(ctx context.Context, t session.Tokens) error {
+	ctx, cancel := context.WithTimeout(ctx, revokeTimeout)
+	defer cancel()
+	return a.provider.Revoke(ctx, t)
+}
+
+// retryRevoke repeats tryRevoke, whose error was err, while that is transient.
+func (a *app) retryRevoke(ctx context.Context, t session.Tokens, err error) error {
+	for n := 1; n < revokeTries && isTransient(err); n++ {
+		time.Sleep(revokeDelay(err, n))
+		err = a.tryRevoke(ctx, t)
+	}
+	return err
 }
 
 // isTransient reports whether the same request may succeed later (RFC 7009,

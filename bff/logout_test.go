@@ -2,8 +2,10 @@ package bff_test
 
 import (
 	"encoding/base64"
+	"encoding/json"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"strings"
 	"sync"
@@ -277,6 +279,55 @@ func TestLogoutBeforeDiscoveryRevokesTheTokens(t *testing.T) {
 			waitFor(t, "the refresh token is revoked", func() bool { return a.provider.LiveRefreshTokens() == 0 })
 		})
 	}
+}
+
+// The tokens of a refresh whose response comes after the logout are revoked,
+// also if the first attempt fails.
+func TestTokensOfARefreshDuringALogoutAreRevoked(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	b := a.expired()
+	issued, release := make(chan string, 1), make(chan struct{})
+	var mu sync.Mutex
+	attempts := make(map[string]int) // :: token → requests to revoke it
+	a.provider.SetHooks(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		switch {
+		case r.PostFormValue("grant_type") == "refresh_token":
+			resp := httptest.NewRecorder()
+			next.ServeHTTP(resp, r)
+			var tokens struct {
+				Refresh string `json:"refresh_token"`
+			}
+			json.Unmarshal(resp.Body.Bytes(), &tokens)
+			issued <- tokens.Refresh
+			<-release
+			w.Header().Set("Content-Type", "application/json")
+			w.Write(resp.Body.Bytes())
+			return
+		case strings.HasSuffix(r.URL.Path, "/revoke"):
+			mu.Lock()
+			attempts[r.PostFormValue("token")]++
+			first := attempts[r.PostFormValue("token")] == 1
+			mu.Unlock()
+			if first {
+				w.Header().Set("Retry-After", "1")
+				w.WriteHeader(503)
+				return
+			}
+		}
+		next.ServeHTTP(w, r)
+	}})
+	var calling sync.WaitGroup
+	calling.Go(func() { b.Fetch("GET", "/api/x") })
+	token := <-issued
+	wantStatus(t, "logout", b.Submit("/bff/logout", nil), 303)
+	close(release)
+	calling.Wait()
+	waitFor(t, "the new refresh token is revoked at the second attempt", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return attempts[token] == 2
+	})
 }
 
 // RP-Initiated Logout 2, 3.

@@ -110,7 +110,7 @@ func (a *app) addSessions(cfg Config, publicURL *url.URL) error {
 	}
 	sessions.App, sessions.Logger, sessions.TracerProvider = a.app, a.log, cfg.TracerProvider
 	sessions.Observe, sessions.Waited = a.observe, recordWait
-	sessions.Refresh, sessions.Revoke, sessions.Ready = a.provider.Refresh, a.provider.Revoke, a.provider.Admit
+	sessions.Refresh, sessions.Revoke, sessions.Ready = a.provider.Refresh, a.revokeTokens, a.provider.Admit
 	sessions.Wait, sessions.AccessTokenLifetime = cfg.Provider.Wait, cfg.Provider.AccessTokenLifetime
 	var err error
 	if a.sessions, err = session.NewManager(sessions); err != nil {

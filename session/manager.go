@@ -78,8 +78,9 @@ type Config struct {
 	Ready func(ctx context.Context, id string, wait time.Duration) (epoch uint64, err error)
 	// Revoke revokes new tokens that a refresh obtained but cannot store
 	// because the session has ended meanwhile, and the tokens of a session that
-	// was ended for ReasonRevoked (see Manager.EndByID). Manager.End does not
-	// call Revoke. A nil Revoke means that such tokens are dropped.
+	// was ended for ReasonRevoked (see Manager.EndByID). No request waits for
+	// Revoke, so it may repeat what fails. Manager.End does not call Revoke. A
+	// nil Revoke means that such tokens are dropped.
 	Revoke func(ctx context.Context, t Tokens) error
 
 	// Wait is how long a caller waits for a refresh. Zero means 5 seconds.

@@ -92,11 +92,17 @@ func (m *Manager) save(ctx context.Context, next *Session) (*Session, error) {
 			continue
 		}
 		if errors.Is(err, ErrNone) && m.cfg.Revoke != nil {
-			if err := m.cfg.Revoke(ctx, next.Tokens); err != nil {
-				m.log.WarnContext(ctx, "tokens of an ended session not revoked", "session", next.ID, "err", err)
-			}
+			m.working.Go(func() { m.revokeNew(context.WithoutCancel(ctx), next) }) // until Config.Revoke returns
 		}
 		return latest, err
+	}
+}
+
+// revokeNew revokes the tokens that were obtained for a session that has ended.
+func (m *Manager) revokeNew(ctx context.Context, s *Session) {
+	if err := m.cfg.Revoke(ctx, s.Tokens); err != nil {
+		m.log.ErrorContext(ctx, "tokens of an ended session not revoked; they stay valid until they expire",
+			"session", s.ID, "err", err)
 	}
 }
 

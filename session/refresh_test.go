@@ -318,6 +318,7 @@ func TestSessionEndedDuringRefreshStaysEnded(t *testing.T) {
 			t.Errorf("Fresh: got %v, want ErrNone", err)
 		}
 		wantNone(t, m, ticket, "after the refresh")
+		synctest.Wait()
 		if !slices.Equal(p.revoked, []string{"refresh-2"}) {
 			t.Errorf("revoked: got %v, want the new refresh token", p.revoked)
 		}
