@@ -276,7 +276,7 @@ func TestLogoutBeforeDiscoveryRevokesTheTokens(t *testing.T) {
 			_, at := replica(t, cfg)
 			resp := b.Fetch("POST", at+"/bff/logout", "Host", strings.TrimPrefix(a.url, "http://"))
 			wantStatus(t, "logout", resp, 200)
-			waitFor(t, "the refresh token is revoked", func() bool { return a.provider.LiveRefreshTokens() == 0 })
+			a.wantNoLiveRefreshTokens(name)
 		})
 	}
 }
