@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -128,23 +129,42 @@ func (s *eventStream) retry() (ms int) {
 	}
 }
 
+// wantShown checks that an event has what /bff/session shows. The end of the
+// idle time is as exact as a read of the store takes.
+func wantShown(t *testing.T, b *bfftest.Browser, event, got string) {
+	t.Helper()
+	idle := regexp.MustCompile(`"idle_expires_at":"([^"]*)"`)
+	end := func(text string) time.Time {
+		m := idle.FindStringSubmatch(text)
+		if m == nil {
+			t.Fatalf("%s: got %s, want idle_expires_at", event, text)
+		}
+		at, err := time.Parse(time.RFC3339, m[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return at
+	}
+	shown := strings.TrimSpace(b.Fetch("GET", "/bff/session").Text)
+	same := idle.ReplaceAllString(got, "") == idle.ReplaceAllString(shown, "")
+	if !same || end(got).Sub(end(shown)).Abs() > time.Minute {
+		t.Errorf("%s: got %s, want what /bff/session shows: %s", event, got, shown)
+	}
+}
+
 func TestSessionEventsTellTheState(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
 	events := openEvents(t, b, "")
 	first := events.next("session-changed")
-	if shown := strings.TrimSpace(b.Fetch("GET", "/bff/session").Text); first != shown {
-		t.Errorf("first event: got %s, want what /bff/session shows: %s", first, shown)
-	}
+	wantShown(t, b, "first event", first)
 	if ms := events.retry(); ms < 1000 || ms > 5000 {
 		t.Errorf("retry: got %d ms, want 1000 to 5000", ms)
 	}
 	wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
 	refreshed := events.next("session-refreshed")
-	if shown := strings.TrimSpace(b.Fetch("GET", "/bff/session").Text); refreshed != shown {
-		t.Errorf("refresh: got %s, want what /bff/session shows: %s", refreshed, shown)
-	}
+	wantShown(t, b, "refresh", refreshed)
 	b.Fetch("POST", "/bff/logout")
 	events.wantEnd("logout")
 	events.wantNone()
