@@ -210,9 +210,9 @@ func TestTracesOfACallThatWaitsForARefresh(t *testing.T) {
 		t.Errorf("status of the upstream: got %q, want %q", got, want)
 	}
 	r := f.replicas[0]
-	if !strings.Contains(r.stderr.String(), `"trace":"`+hex.EncodeToString(server.TraceId)+`"`) {
-		t.Errorf("no line of the log has the trace %x:\n%s", server.TraceId, r.stderr)
-	}
+	eventually(t, 20*time.Second, "a line of the log has the trace", func() bool {
+		return strings.Contains(r.stderr.String(), `"trace":"`+hex.EncodeToString(server.TraceId)+`"`)
+	})
 }
 
 func TestTracesGoOnAfterAReload(t *testing.T) {
