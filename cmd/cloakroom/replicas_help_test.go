@@ -581,6 +581,19 @@ func (f *fleet) wantEnded(t *testing.T, u *userSession) {
 	}
 }
 
+// waitEnded waits until no replica accepts a session that has ended at one of
+// them. The others have it in their caches until they learn of that, which on
+// an idle machine takes a few milliseconds.
+func (f *fleet) waitEnded(t *testing.T, u *userSession) {
+	t.Helper()
+	for i, at := range f.replicas {
+		eventually(t, 5*time.Second, fmt.Sprintf("replica %d refuses the session", i), func() bool {
+			return f.call(at, u, "GET", "/api/x").status == 401
+		})
+	}
+	f.wantEnded(t, u)
+}
+
 // authenticated reports whether a replica finds the session.
 func (f *fleet) authenticated(at *replica, u *userSession) bool {
 	var body sessionBody

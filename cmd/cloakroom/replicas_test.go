@@ -520,7 +520,7 @@ func TestSessionThatEndsDuringARefreshStaysEnded(t *testing.T) {
 			test.end(t, f, f.replicas[1], u)
 			release()
 			wantStatuses(t, wait(), 401)
-			f.wantEnded(t, u)
+			f.waitEnded(t, u)
 			eventually(t, 20*time.Second, "the new refresh token is revoked", func() bool {
 				return f.provider.LiveRefreshTokens() == 0
 			})

@@ -105,7 +105,7 @@ func TestSessionsCommandsListAndRevoke(t *testing.T) {
 	if code != 0 || out != "revoked "+first.id+"\n" {
 		t.Errorf("revoke --id: got exit code %d: %s%s", code, out, errs)
 	}
-	f.wantEnded(t, first)
+	f.waitEnded(t, first)
 	f.wantActive(t, second)
 	list(second.id)
 	if _, errs, code := f.command("sessions", "revoke", "--id", first.id, "--config", file); code != 1 ||
@@ -117,7 +117,7 @@ func TestSessionsCommandsListAndRevoke(t *testing.T) {
 		out != "revoked "+second.id+"\n" {
 		t.Errorf("revoke --sub: got exit code %d: %s%s", code, out, errs)
 	}
-	f.wantEnded(t, second)
+	f.waitEnded(t, second)
 	f.wantActive(t, bob)
 	if out, errs, code := f.command("sessions", "revoke", "--sub", "alice", "--config", file); code != 0 ||
 		out != "" || errs != "no sessions\n" {
