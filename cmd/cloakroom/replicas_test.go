@@ -503,7 +503,8 @@ func TestSessionThatEndsDuringARefreshStaysEnded(t *testing.T) {
 				}
 			}
 		}},
-		"by the idle timeout": {map[string]string{"SESSION_IDLE_TIMEOUT": "4s"}, func(
+		// The call begins before the idle timeout, and waits until then.
+		"by the idle timeout": {map[string]string{"SESSION_IDLE_TIMEOUT": "8s", "OIDC_WAIT": "30s"}, func(
 			t *testing.T, f *fleet, at *replica, u *userSession,
 		) {
 			eventually(t, 20*time.Second, "the session ends", func() bool { return !f.authenticated(at, u) })
