@@ -112,7 +112,7 @@ func TestARenewedCertificateIsServed(t *testing.T) {
 	}
 	becomes := func(want int64) {
 		t.Helper()
-		eventually(t, 15*time.Second, "the new certificate is served", func() bool {
+		eventually(t, time.Minute, "the new certificate is served", func() bool {
 			return served(t, listen) == want
 		})
 	}
@@ -217,14 +217,14 @@ func TestReloadServesTheCertificateOfOtherFiles(t *testing.T) {
 	}
 	second, secondKey := pair(2)
 	use(second, secondKey)
-	eventually(t, 15*time.Second, "the certificate of the other files is served", func() bool {
+	eventually(t, time.Minute, "the certificate of the other files is served", func() bool {
 		return served(t, listen) == 2
 	})
 	cert, key := newPair(t, 3, year)
 	overwrite(t, first, cert) // these files are not used any more
 	overwrite(t, second, cert)
 	overwrite(t, secondKey, key)
-	eventually(t, 15*time.Second, "changes of the other files are served", func() bool {
+	eventually(t, time.Minute, "changes of the other files are served", func() bool {
 		return served(t, listen) == 3
 	})
 	use(second, firstKey)

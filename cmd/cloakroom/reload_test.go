@@ -301,7 +301,7 @@ func TestChangeOfTheContentOnlyIsApplied(t *testing.T) {
 	if err := os.Chtimes(secret, before.ModTime(), before.ModTime()); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 15*time.Second, "the change is applied", func() bool {
+	eventually(t, time.Minute, "the change is applied", func() bool {
 		return strings.Count(r.stderr.String(), `"in_force"`) > applied
 	})
 }
