@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -123,17 +124,26 @@ func (a *auditLog) observe(_ context.Context, e bff.Event) {
 
 // Write writes lines to the destination. A fault is logged once until it ends.
 func (a *auditLog) Write(lines []byte) (int, error) {
-	a.mu.Lock()
-	to := a.to
-	a.mu.Unlock()
-	if to == nil {
-		return len(lines), nil
+	for {
+		a.mu.Lock()
+		to := a.to
+		a.mu.Unlock()
+		if to == nil {
+			return len(lines), nil
+		}
+		if _, err := to.Write(lines); a.written(to, err) {
+			return len(lines), nil
+		}
 	}
-	_, err := to.Write(lines)
+}
+
+// written records the result of a write. It returns false if use had replaced
+// and closed the destination before the write: then nothing was written.
+func (a *auditLog) written(to io.Writer, err error) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.to != to {
-		return len(lines), nil // it was replaced meanwhile
+		return !errors.Is(err, os.ErrClosed)
 	}
 	if failed := err != nil; failed != a.failed {
 		a.failed = failed
@@ -143,7 +153,7 @@ func (a *auditLog) Write(lines []byte) (int, error) {
 			a.log.Warn("audit log written again")
 		}
 	}
-	return len(lines), nil
+	return true
 }
 
 // close writes what is buffered.

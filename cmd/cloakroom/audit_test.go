@@ -18,7 +18,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
 )
 
-// auditEvents returns the events in an audit log.
+// auditEvents returns the events in an audit log, without a line that is being
+// written.
 func auditEvents(t *testing.T, file string) (events []bff.Event) {
 	t.Helper()
 	text, err := os.ReadFile(file)
@@ -26,6 +27,9 @@ func auditEvents(t *testing.T, file string) (events []bff.Event) {
 		return nil // not there yet
 	}
 	for line := range strings.Lines(string(text)) {
+		if !strings.HasSuffix(line, "\n") {
+			break
+		}
 		var e bff.Event
 		if err := json.Unmarshal([]byte(line), &e); err != nil {
 			t.Fatalf("%q: %v", line, err)
@@ -198,6 +202,28 @@ func TestUnreadAuditLogBlocksNoRequest(t *testing.T) {
 	case <-done:
 	case <-time.After(20 * time.Second):
 		t.Fatal("events wait for the reader of the audit log")
+	}
+}
+
+// replacedFile is a file that is replaced and closed before a write.
+type replacedFile struct{ replace func() }
+
+func (f *replacedFile) Write([]byte) (int, error) {
+	f.replace()
+	return 0, os.ErrClosed
+}
+
+// TestReloadDuringAWriteLosesNoEvent replaces the file after a write to it was
+// decided, and before it begins.
+func TestReloadDuringAWriteLosesNoEvent(t *testing.T) {
+	t.Parallel()
+	var next bytes.Buffer
+	a := newAuditLog(io.Discard, slog.New(slog.DiscardHandler))
+	a.use(&replacedFile{func() { a.use(&next) }})
+	a.observe(t.Context(), bff.Event{Kind: bff.CSRFRefused})
+	a.close()
+	if got := strings.Count(next.String(), `"event":"csrf.refused"`); got != 1 {
+		t.Errorf("events in the next file: got %d, want 1: %q", got, next.String())
 	}
 }
 
