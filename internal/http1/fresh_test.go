@@ -82,10 +82,10 @@ func TestErrorTellsWhetherTheConnectionWasFresh(t *testing.T) {
 	})
 	for _, fresh := range []bool{true, false} {
 		for _, method := range []string{"DELETE", "PUT"} {
+			u.HeaderTimeout = 0
 			if !fresh {
 				exchangeAll(t, u, 1)
 			}
-			u.HeaderTimeout = 0
 			if method == "PUT" {
 				u.HeaderTimeout = 50 * time.Millisecond
 			}
