@@ -66,27 +66,12 @@ func isListening(port string) bool {
 	return err == nil
 }
 
-// freePair returns a port such that the next one is free too.
-func freePair(t *testing.T) string {
-	t.Helper()
-	for range 100 {
-		port := testenv.FreePort(t)
-		n, _ := strconv.Atoi(port)
-		if l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(n+1)); err == nil {
-			l.Close()
-			return port
-		}
-	}
-	t.Fatal("got no pair of free ports in 100 tries")
-	return ""
-}
-
 // startDev starts dev with a development server. It returns a browser of the
 // app and the port of the server.
 func startDev(t *testing.T, args ...string) (*program, *bfftest.Browser, string) {
 	t.Helper()
 	port := testenv.FreePort(t)
-	args = append([]string{"dev", "--port", freePair(t)}, args...)
+	args = append([]string{"dev", "--port", testenv.FreePair(t)}, args...)
 	p := start(t, nil, append(append(args, "--"), testApp(t, port, "")...)...)
 	return p, bfftest.NewBrowser(t, p.waitFor(p.stdout, `Open (http://localhost:\d+)\S* and sign in`)), port
 }
@@ -121,7 +106,7 @@ func TestDevFindsServersByNamedURL(t *testing.T) {
 	t.Parallel()
 	port := testenv.FreePort(t)
 	p := start(t, nil, append([]string{
-		"dev", "--port", freePair(t), "--app", "http://localhost:" + port, "--",
+		"dev", "--port", testenv.FreePair(t), "--app", "http://localhost:" + port, "--",
 	}, testApp(t, port, "silent")...)...)
 	b := bfftest.NewBrowser(t, p.waitFor(p.stdout, `Open (http://localhost:\d+)`))
 	eventually(t, 20*time.Second, "the app is served", func() bool {
@@ -132,7 +117,7 @@ func TestDevFindsServersByNamedURL(t *testing.T) {
 func TestDevSaysThatTheNamedServerIsMissing(t *testing.T) {
 	t.Parallel()
 	missing := "http://localhost:" + testenv.FreePort(t)
-	p := start(t, nil, "dev", "--port", freePair(t), "--app", missing)
+	p := start(t, nil, "dev", "--port", testenv.FreePair(t), "--app", missing)
 	p.waitFor(p.stderr, "Nothing listens at "+missing)
 	p.waitFor(p.stdout, `Open (http://localhost:\d+)`)
 }
@@ -156,7 +141,7 @@ func TestDevEndsWithItsCommand(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			var stdout, stderr lockedBuffer
-			args := append([]string{"dev", "--port", freePair(t), "--"}, test.command...)
+			args := append([]string{"dev", "--port", testenv.FreePair(t), "--"}, test.command...)
 			err := run(t.Context(), args, os.Getenv, nil, &stdout, &stderr)
 			if got := exitCode(err); got != test.status {
 				t.Errorf("status: got %d, want %d (%v)", got, test.status, err)
@@ -193,7 +178,7 @@ func TestDevKillsAllOfItsCommand(t *testing.T) {
 	t.Parallel()
 	port := testenv.FreePort(t)
 	command := strings.Join(quoted(testApp(t, port, "stubborn")), " ")
-	p := start(t, nil, "dev", "--port", freePair(t), "--", "sh", "-c", "trap '' TERM; "+command+"; true")
+	p := start(t, nil, "dev", "--port", testenv.FreePair(t), "--", "sh", "-c", "trap '' TERM; "+command+"; true")
 	p.waitFor(p.stdout, `Open (http://localhost:\d+)`)
 	p.end()
 	if isListening(port) {
@@ -213,7 +198,7 @@ func quoted(words []string) []string {
 // A dev that is killed leaves no process behind.
 func TestKilledDevLeavesNoOrphans(t *testing.T) {
 	t.Parallel()
-	port, own := testenv.FreePort(t), freePair(t)
+	port, own := testenv.FreePort(t), testenv.FreePair(t)
 	command := strings.Join(quoted(testApp(t, port, "")), " ")
 	cmd := brokerCommand(t, "dev", "--port", own, "--", "sh", "-c", command+"; true")
 	cmd.Env = append(cmd.Env, "PATH="+os.Getenv("PATH"))
@@ -269,7 +254,7 @@ func TestDevNamesMistakes(t *testing.T) {
 			t.Parallel()
 			args := append([]string{"dev"}, test.args...)
 			if name != "port" {
-				args = append([]string{"dev", "--port", freePair(t)}, test.args...)
+				args = append([]string{"dev", "--port", testenv.FreePair(t)}, test.args...)
 			}
 			var stderr lockedBuffer
 			err := run(t.Context(), args, os.Getenv, nil, io.Discard, &stderr)
@@ -290,7 +275,7 @@ func TestDevWithTakenPorts(t *testing.T) {
 	t.Parallel()
 	// Not an ephemeral port: connections of other programs can have all of the
 	// next ones.
-	port := freePair(t)
+	port := testenv.FreePair(t)
 	taken, err := net.Listen("tcp", "127.0.0.1:"+port)
 	if err != nil {
 		t.Fatal(err)
@@ -305,7 +290,7 @@ func TestDevWithTakenPorts(t *testing.T) {
 		stderr.String(), want) {
 		t.Errorf("got %s, want %s", stderr.String(), want)
 	}
-	own := freePair(t)
+	own := testenv.FreePair(t)
 	stderr = lockedBuffer{}
 	args := []string{"dev", "--port", own, "--app", "http://localhost:" + own}
 	if got := exitCode(run(t.Context(), args, os.Getenv, nil, io.Discard, &stderr)); got != 2 {
@@ -433,7 +418,7 @@ func TestDevServerWithoutABaseBelowAPath(t *testing.T) {
 	t.Parallel()
 	port := testenv.FreePort(t)
 	p := start(t, nil, append([]string{
-		"dev", "--port", freePair(t), "--base", "/shop", "--app", "http://localhost:" + port + "/", "--",
+		"dev", "--port", testenv.FreePair(t), "--base", "/shop", "--app", "http://localhost:" + port + "/", "--",
 	}, testApp(t, port, "")...)...)
 	b := bfftest.NewBrowser(t, p.waitFor(p.stdout, `Open (http://localhost:\d+)`))
 	eventually(t, 20*time.Second, "the app is served", func() bool {
@@ -469,7 +454,7 @@ func TestDevExplainsADevServerWithoutTheBase(t *testing.T) {
 				asked <- struct{}{}
 			}))
 			t.Cleanup(server.Close)
-			p := start(t, nil, "dev", "--port", freePair(t), "--base", "/shop", "--app", server.URL)
+			p := start(t, nil, "dev", "--port", testenv.FreePair(t), "--base", "/shop", "--app", server.URL)
 			p.waitFor(p.stdout, `Open (http://localhost:\d+)`)
 			if test.want != "" {
 				p.waitFor(p.stderr, test.want)
@@ -786,7 +771,7 @@ func TestDevServerMayRestart(t *testing.T) {
 	t.Parallel()
 	port := testenv.FreePort(t)
 	command := testApp(t, port, "")
-	p := start(t, nil, "dev", "--port", freePair(t), "--app", "http://localhost:"+port, "--", "sh", "-c",
+	p := start(t, nil, "dev", "--port", testenv.FreePair(t), "--app", "http://localhost:"+port, "--", "sh", "-c",
 		"while :; do "+strings.Join(quoted(command), " ")+"; sleep 1; done")
 	b := bfftest.NewBrowser(t, p.waitFor(p.stdout, `Open (http://localhost:\d+)`))
 	up := func() bool { return b.Navigate("/").StatusCode == 200 }
