@@ -130,7 +130,7 @@ func TestClosedIdleConnectionIsNotUsed(t *testing.T) {
 		if _, _, _, err := store.Get(t.Context(), "session:a"); err != nil {
 			t.Fatal(err)
 		}
-		if killed := server.Do("CLIENT", "KILL", "TYPE", "normal"); killed == "0" {
+		if killed := server.Do("CLIENT", "KILL", "TYPE", "normal"); killed == ":0" {
 			t.Fatal("there was no connection to close")
 		}
 	}
