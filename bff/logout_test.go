@@ -276,6 +276,9 @@ func TestLogoutBeforeDiscoveryRevokesTheTokens(t *testing.T) {
 			_, at := replica(t, cfg)
 			resp := b.Fetch("POST", at+"/bff/logout", "Host", strings.TrimPrefix(a.url, "http://"))
 			wantStatus(t, "logout", resp, 200)
+			if atProvider := strings.Contains(resp.Text, "/bff/logout/continue"); atProvider != (failures == 0) {
+				t.Errorf("sign-out at the provider: got %t: %s", atProvider, resp.Text)
+			}
 			a.wantNoLiveRefreshTokens(name)
 		})
 	}
