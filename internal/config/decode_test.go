@@ -269,12 +269,14 @@ func TestMisspeltVariablesGiveWarnings(t *testing.T) {
 		"CLOAKROOM_OIDC_CLIENT_SECRT=hidden", "CLOAKROOM_OIDC_CLIENTID=x", "CLOAKROOM_SESSION_KEYS_FLE=x",
 		"CLOAKROOM_FRONTEND_HSTSS=off", "CLOAKROOM_ROUTS=[]",
 		"CLOAKROOM_SESSION_KEYS=x", "CLOAKROOM_OIDC_CLIENT_SECRET_FILE=x",
+		"CLOAKROOM_SERVER_TSL=x", "CLOAKROOM_SERVER_TLS={}", "CLOAKROOM_TAG=1", "CLOAKROOM_LOG={}",
 		"CLOAKROOM_SERVICE_HOST=10.0.0.1", "CLOAKROOM_PORT_80_TCP=tcp://10.0.0.1:80",
 		"PATH=x", "CLOAKROOM_", "CLOAKROOM",
 	})
 	want := []string{"CLOAKROOM_OIDC_CLIENT_SECRET?", "CLOAKROOM_OIDC_CLIENT_ID?", "CLOAKROOM_SESSION_KEYS_FILE?",
-		"CLOAKROOM_FRONTEND_HSTS?", "CLOAKROOM_ROUTES?"}
-	keys := []string{"oidc.client_secret", "oidc.client_id", "session.keys_file", "frontend.hsts", "routes"}
+		"CLOAKROOM_FRONTEND_HSTS?", "CLOAKROOM_ROUTES?", "CLOAKROOM_SERVER_TLS?"}
+	keys := []string{"oidc.client_secret", "oidc.client_id", "session.keys_file", "frontend.hsts", "routes",
+		"server.tls"}
 	if len(got) != len(want) {
 		t.Fatalf("got %q, want %d warnings", got, len(want))
 	}

@@ -52,22 +52,59 @@ func (l *loader) readVariable(key string, v reflect.Value) {
 	}
 }
 
-// decodeText decodes the YAML in an environment variable into v.
+// decodeText decodes the YAML in an environment variable into v. Of a section
+// it sets the keys that the YAML has.
 func (l *loader) decodeText(name, text string, v reflect.Value, key string) {
 	inEnvironment := *l
 	inEnvironment.source, inEnvironment.problems = name, nil
+	redacted := func(problem string) {
+		inEnvironment.problems = Errors{{Source: name, Key: key, Value: "[redacted]",
+			Err: errors.New("[redacted] is " + problem)}}
+	}
 	var doc yaml.Node
 	switch err := yaml.Load([]byte(text), &doc); {
-	case err != nil && isSecret(v): // the error may quote it
-		err = errors.New("[redacted] is not YAML")
-		inEnvironment.problems = Errors{{Source: name, Key: key, Value: "[redacted]", Err: err}}
+	case err != nil && holdsSecrets(v): // the error may quote it
+		redacted("not YAML")
 	case err != nil:
 		err = fmt.Errorf("not YAML: %w", err)
 		inEnvironment.problems = Errors{{Source: name, Key: key, Value: text, Err: err}}
-	case len(doc.Content) > 0:
+	case len(doc.Content) == 0:
+	case v.Kind() == reflect.Struct && holdsSecrets(v) && doc.Content[0].Kind != yaml.MappingNode:
+		redacted("not a mapping of keys to values")
+	default:
+		if v.Kind() == reflect.Struct {
+			inEnvironment.unsetSecrets(doc.Content[0], v, key)
+		}
 		inEnvironment.decode(doc.Content[0], v, key)
 	}
 	l.problems = append(l.problems, inEnvironment.problems...)
+}
+
+// unsetSecrets unsets the secrets of a section that n, a mapping in an
+// environment variable, sets by value or by file. Otherwise the value of one
+// source and the file of another would be a conflict.
+func (l *loader) unsetSecrets(n *yaml.Node, section reflect.Value, key string) {
+	if n.Kind == yaml.AliasNode {
+		n = n.Alias
+	}
+	silent := *l // decode reports the mistakes
+	silent.problems = nil
+	for _, p := range silent.pairs(n, key) {
+		name := p.name.Value
+		f, ok := fieldNamed(section, name)
+		if secret, isFile := strings.CutSuffix(name, "_file"); !ok && isFile {
+			name = secret
+			f, ok = fieldNamed(section, secret)
+		}
+		switch {
+		case !ok, p.value.Tag == "!!null":
+		case isSecret(f):
+			f.SetZero()
+			delete(l.files, join(key, name))
+		case f.Kind() == reflect.Struct:
+			l.unsetSecrets(p.value, f, join(key, name))
+		}
+	}
 }
 
 // StrayVariable is an environment variable whose name is not that of a key, but
@@ -85,13 +122,17 @@ func (v StrayVariable) String() string {
 // StrayVariables returns those of an environment.
 func StrayVariables(environ []string) []StrayVariable {
 	keys := make(map[string]string) // :: variable → key
+	sections := make(map[string]bool)
 	eachVariable(reflect.ValueOf(Config{}), "", func(key string, v reflect.Value) {
 		keys[variable(key)] = key
 		if isSecret(v) {
 			keys[variable(key)+"_FILE"] = key + "_file"
 		}
+		sections[variable(key)] = v.Kind() == reflect.Struct && !strings.Contains(key, ".")
 	})
 	names := slices.Sorted(maps.Keys(keys))
+	// CLOAKROOM_TAG is not CLOAKROOM_LOG: the names are too short.
+	names = slices.DeleteFunc(names, func(name string) bool { return sections[name] })
 	var strays []StrayVariable
 	for _, entry := range environ {
 		name, _, _ := strings.Cut(entry, "=")

@@ -20,14 +20,12 @@ func fieldsOf(section reflect.Value) iter.Seq2[string, reflect.Value] {
 }
 
 // eachVariable calls visit with all that an environment variable can set below
-// a section: values, and sections that have a text. A section comes before its
-// fields. key is the key of the section.
+// a section: values and sections. A section comes before its fields, so that
+// their variables take precedence. key is the key of the section.
 func eachVariable(section reflect.Value, key string, visit func(key string, v reflect.Value)) {
 	for name, f := range fieldsOf(section) {
 		at := join(key, name)
-		if hasText(f) || f.Kind() != reflect.Struct {
-			visit(at, f)
-		}
+		visit(at, f)
 		if f.Kind() == reflect.Struct {
 			eachVariable(f, at, visit)
 		}
@@ -67,6 +65,19 @@ func isSecret(v reflect.Value) bool {
 	switch v.Interface().(type) {
 	case session.Secret, []session.Secret:
 		return true
+	}
+	return false
+}
+
+// holdsSecrets reports whether a value is a secret, or a section with secrets.
+func holdsSecrets(v reflect.Value) bool {
+	if v.Kind() != reflect.Struct {
+		return isSecret(v)
+	}
+	for _, f := range fieldsOf(v) {
+		if holdsSecrets(f) {
+			return true
+		}
 	}
 	return false
 }

@@ -140,6 +140,9 @@ All keys of ` + "`cloakroom serve`" + `. Generated from the code: run
 [configs/cloakroom.yaml](../configs/cloakroom.yaml) is a commented example.
 
 - Environment variables win over the file. Lists and maps in them are YAML.
+- A section has a variable too: ` + "`CLOAKROOM_SERVER_LIMITS_LOGINS='{rate: 2/s, burst: 20}'`" + `. Keys
+  that it leaves out keep their values. The variable of a key wins over that of its section.
+- The sections ` + "`metrics` and `tracing`" + ` have no keys.
 - A key of type secret also has a twin that names a file: its name with ` + "`_file`" + ` appended, in
   the environment ` + "`_FILE`" + `.
 - Reload: whether a reload applies a change of the key. Otherwise the change needs a restart.

@@ -15,8 +15,9 @@ import (
 //
 // In YAML, a key is the path of yaml tags, such as oidc.client_id. The
 // environment variable of a key, such as CLOAKROOM_OIDC_CLIENT_ID, takes
-// precedence. A secret can also be in a file, which the key with the suffix
-// _file names. [Keys] describes every key.
+// precedence. A section has a variable too, such as CLOAKROOM_SERVER_LIMITS. A
+// secret can also be in a file, which the key with the suffix _file names.
+// [Keys] describes every key.
 type Config struct {
 	Server   Server   `yaml:"server"`
 	OIDC     OIDC     `yaml:"oidc"`
@@ -25,12 +26,16 @@ type Config struct {
 	Routes   []Route  `yaml:"routes"`
 	Frontend Frontend `yaml:"frontend"`
 	Log      Log      `yaml:"log"`
+	Metrics  Metrics  `yaml:"metrics"`
 	Tracing  Tracing  `yaml:"tracing"`
 
 	// files are those that Load has read and those that c names, by the keys
 	// that name them. The key of the file of c itself is empty.
 	files map[string]string
 }
+
+// Metrics has no keys: metrics are always on the admin listener.
+type Metrics struct{}
 
 // Tracing has no keys: the environment variables of OpenTelemetry configure
 // traces (see package tracing).
