@@ -343,7 +343,7 @@ func (x *exchange) copyHeader(h, from http.Header) {
 	if _, typed := h["Content-Type"]; !typed {
 		h["Content-Type"] = nil // net/http would guess one
 	}
-	cacheable := len(h["Cache-Control"]) > 0 || len(h["Expires"]) > 0
+	cacheable := slices.ContainsFunc(h["Cache-Control"], hasElement) || len(h["Expires"]) > 0
 	switch {
 	case x.p.PublicFiles && !cacheable:
 		h["Cache-Control"] = noCacheValue
@@ -356,6 +356,9 @@ var (
 	noStoreValue = []string{"private, no-store"}
 	noCacheValue = []string{"no-cache"}
 )
+
+// hasElement reports whether a list has an element (RFC 9110, section 5.6.1.2).
+func hasElement(list string) bool { return strings.Trim(list, ", \t") != "" }
 
 // setNoStore keeps every cache from storing a response.
 func setNoStore(h http.Header) {
