@@ -3,6 +3,7 @@ package bff_test
 import (
 	"bufio"
 	"bytes"
+	"crypto/tls"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -154,6 +155,46 @@ func TestWebSocketHalfClose(t *testing.T) {
 				wantBytes(t, "after the client has closed", r, "goodbye")
 			}
 			wantEnd(t, target, r)
+		}
+	})
+}
+
+// A client whose network fails sends no end. An upstream that only waits for it
+// would keep the connection, and Cloakroom too.
+func TestWebSocketEndsWithAReset(t *testing.T) {
+	eachUpstreamProtocol(t, 1, func(t *testing.T, w *protocolPair) {
+		begun, ended := make(chan net.Conn, 1), make(chan struct{})
+		w.handle(func(rw http.ResponseWriter, r *http.Request) {
+			conn, buffered, err := switchProtocols(rw)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer conn.Close()
+			begun <- conn
+			io.Copy(io.Discard, buffered)
+			ended <- struct{}{}
+		})
+		for _, end := range []string{"client", "upstream"} {
+			c, r, resp := w.openSocket(t, "x")
+			if resp.StatusCode != 101 {
+				t.Fatalf("got %d, want 101", resp.StatusCode)
+			}
+			upstream := await(t, "the WebSocket at the upstream", begun)
+			if end == "client" {
+				c.SetLinger(0)
+				c.Close()
+			} else {
+				if secure, ok := upstream.(*tls.Conn); ok {
+					upstream = secure.NetConn()
+				}
+				upstream.(*net.TCPConn).SetLinger(0)
+				upstream.Close()
+				if _, err := r.ReadByte(); err == nil {
+					t.Error("the client reads data, want the end")
+				}
+			}
+			await(t, "the end at the upstream after a reset by the "+end, ended)
 		}
 	})
 }

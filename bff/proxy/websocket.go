@@ -39,10 +39,11 @@ func (x *exchange) tunnel(ctx context.Context) error {
 	}
 	defer client.Close()
 	x.clientLeft() // to net/http a client that has only stopped sending has left
-	stop := cancel.AfterFunc(ctx, func() {
+	closeBoth := func() {
 		client.Close()
 		upstream.Close()
-	})
+	}
+	stop := cancel.AfterFunc(ctx, closeBoth)
 	defer stop()
 	client.SetDeadline(time.Time{}) // net/http has set one
 	x.record.Status = http.StatusSwitchingProtocols
@@ -57,7 +58,7 @@ func (x *exchange) tunnel(ctx context.Context) error {
 			err = closeWrite(upstream)
 		}
 		if err != nil {
-			client.Close()
+			closeBoth() // the upstream may be waiting for a client that is gone
 		}
 	})
 	err = x.copyBuffered(&countingWriter{client, x.record}, upstream, -1)
@@ -65,8 +66,7 @@ func (x *exchange) tunnel(ctx context.Context) error {
 		err = closeWrite(client)
 	}
 	if err != nil {
-		upstream.Close()
-		client.Close()
+		closeBoth()
 	}
 	sending.Wait()
 	return nil
