@@ -47,6 +47,9 @@ func TestResponsesWithoutABody(t *testing.T) {
 		w.handle(func(rw http.ResponseWriter, r *http.Request) {
 			h := rw.Header()
 			h.Set("ETag", `"v1"`)
+			if r.URL.Path == w.path+"events" { // it ends an EventSource with 204
+				h.Set("Content-Type", "text/event-stream")
+			}
 			switch status, _ := strconv.Atoi(r.URL.RawQuery); {
 			case status > 0:
 				rw.WriteHeader(status)
@@ -78,9 +81,10 @@ func TestResponsesWithoutABody(t *testing.T) {
 		}
 		// The next response follows on the same connection.
 		c, r := w.dial(t)
-		for _, query := range []string{"204", "304", "length"} {
-			method := map[bool]string{true: "HEAD", false: "GET"}[query == "length"]
-			io.WriteString(c, w.head(method, "x?"+query)+"\r\n")
+		for _, target := range []string{"x?204", "x?304", "x?length", "events?204"} {
+			method := map[bool]string{true: "HEAD", false: "GET"}[target == "x?length"]
+			_, query, _ := strings.Cut(target, "?")
+			io.WriteString(c, w.head(method, target)+"\r\n")
 			for line := ""; line != "\r\n"; {
 				var err error
 				if line, err = r.ReadString('\n'); err != nil {
@@ -89,16 +93,16 @@ func TestResponsesWithoutABody(t *testing.T) {
 				// RFC 9110, section 8.6, and RFC 9112, section 6.1.
 				name, _, _ := strings.Cut(strings.ToLower(line), ":")
 				if name == "transfer-encoding" || query == "204" && name == "content-length" {
-					t.Errorf("%s: got %q, want no such header", query, line)
+					t.Errorf("%s: got %q, want no such header", target, line)
 				}
 			}
 			io.WriteString(c, w.head("GET", "x")+"\r\n")
 			resp, err := http.ReadResponse(r, nil)
 			if err != nil {
-				t.Fatalf("after %s: %v", query, err)
+				t.Fatalf("after %s: %v", target, err)
 			}
-			wantBytes(t, "after "+query, resp.Body, "body")
-			wantEnd(t, "after "+query, resp.Body)
+			wantBytes(t, "after "+target, resp.Body, "body")
+			wantEnd(t, "after "+target, resp.Body)
 		}
 	})
 }

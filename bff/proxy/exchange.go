@@ -137,7 +137,7 @@ func (x *exchange) run(ctx context.Context) error {
 	}
 	contentType := resp.Header.Get("Content-Type")
 	switching := resp.StatusCode == http.StatusSwitchingProtocols
-	events := strings.HasPrefix(contentType, "text/event-stream")
+	events := strings.HasPrefix(contentType, "text/event-stream") && !hasNoBody(resp.StatusCode)
 	if switching || events {
 		x.streaming, x.record.Stream = true, true
 		x.p.group.addStream(x)
