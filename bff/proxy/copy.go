@@ -59,6 +59,10 @@ func (x *exchange) copyBuffered(w io.Writer, from io.Reader, length int64) error
 	if length == 0 {
 		return nil
 	}
+	if rest, ok := arrived(from); ok {
+		_, err := w.Write(rest)
+		return err
+	}
 	buf := newBuffer()
 	defer buf.free()
 	flusher, _ := w.(interface{ Flush() })
@@ -109,6 +113,15 @@ func (x *exchange) copyBuffered(w io.Writer, from io.Reader, length int64) error
 type partReader interface {
 	ReadPart(p []byte) (n int, err error)
 	Ready() bool
+	Arrived() (rest []byte, ok bool)
+}
+
+// arrived returns all of a body if it has arrived already.
+func arrived(body io.Reader) (rest []byte, ok bool) {
+	if body, ok := body.(partReader); ok {
+		return body.Arrived()
+	}
+	return nil, false
 }
 
 // countingWriter counts what is written, for the record.

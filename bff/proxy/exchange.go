@@ -144,7 +144,7 @@ func (x *exchange) run(ctx context.Context) error {
 	}
 	if switching || pace.IsStream(contentType) {
 		body.stopPace()
-	} else if arrived, ok := resp.Body.(interface{ Arrived() bool }); ok && arrived.Arrived() {
+	} else if _, ok := arrived(resp.Body); ok {
 		x.limitWrites()
 	} else if resp.Body != http.NoBody {
 		x.download.Start(x.p.group.pace(), x.writing.Load, x.tooSlow)

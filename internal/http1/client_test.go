@@ -582,3 +582,35 @@ func TestHeaderTimeoutStartsAfterASlowHead(t *testing.T) {
 		t.Errorf("%d connections, want 1", n)
 	}
 }
+
+// Close keeps the connection if nothing of the response can follow.
+func TestCloseKeepsAConnectionWhoseResponseHasArrived(t *testing.T) {
+	for response, keeps := range map[string]bool{
+		"Content-Length: 4\r\n\r\ngood":                            true,
+		"Content-Length: 4\r\nConnection: close\r\n\r\ngood":       false,
+		"Content-Length: 4\r\n\r\ngoodHTTP/1.1 200 OK\r\n":         false,
+		"Content-Length: 5\r\n\r\ngood":                            false,
+		"Transfer-Encoding: chunked\r\n\r\n4\r\ngood\r\n0\r\n\r\n": false,
+	} {
+		for read := range 4 {
+			u := newResponder(t, "HTTP/1.1 200 OK\r\n"+response)
+			for range 3 {
+				resp, err := u.RoundTrip(request(t, "GET", ""))
+				if err != nil {
+					t.Fatal(err)
+				}
+				io.ReadFull(resp.Body, make([]byte, read))
+				if rest, ok := resp.Body.(*body).Arrived(); keeps && (!ok || string(rest) != "good"[read:]) {
+					t.Errorf("%q: %d bytes are followed by %q, %v", response, read, rest, ok)
+				}
+				resp.Body.Close()
+				if n, err := resp.Body.Read(make([]byte, 1)); n != 0 || err != http.ErrBodyReadAfterClose {
+					t.Errorf("%q: got %d, %v after the close", response, n, err)
+				}
+			}
+			if n := u.connections.Load(); n != 1 && keeps || n != 3 && !keeps {
+				t.Errorf("%q, of which %d bytes were read: got %d connections", response, read, n)
+			}
+		}
+	}
+}

@@ -294,10 +294,14 @@ func (b *body) decode(p []byte, err error) (int, error) {
 	return length, io.EOF
 }
 
-// Arrived reports whether the rest of the body is buffered, so that reading it
-// does not block.
-func (b *body) Arrived() bool {
-	return b.err == nil && b.chunks == nil && b.left >= 0 && int64(b.x.conn.r.Buffered()) >= b.left
+// Arrived returns the rest of the body if it is buffered. It is valid until the
+// body is closed, which keeps the connection then.
+func (b *body) Arrived() (rest []byte, ok bool) {
+	if b.err != nil || b.chunks != nil || b.left < 0 || int64(b.x.conn.r.Buffered()) < b.left {
+		return nil, false
+	}
+	rest, _ = b.x.conn.r.Peek(int(b.left))
+	return rest, true
 }
 
 // Ready reports whether the next Read is known to return without waiting. It is
@@ -316,8 +320,10 @@ func (b *body) Ready() bool {
 // Close ends the exchange. It does not wait for the rest of the body.
 func (b *body) Close() error {
 	if b.err == nil {
+		rest, arrived := b.Arrived()
+		b.x.conn.r.Discard(len(rest))
 		b.err = http.ErrBodyReadAfterClose
-		b.x.end(false)
+		b.x.end(b.keep && arrived)
 	}
 	return nil
 }
