@@ -172,22 +172,22 @@ func tables(r benchtable.Results, sizes map[kind]int, rounds, tokens int) string
 		"iat, jti, client_id and cnf, and rejects repeated members.\n\n"+
 		"- *cached*: a token that bearer has verified before\n"+
 		"- *on %d cores*: the time for each token if all of them verify\n"+
-		"- *relative*: relative to bearer\n", runtime.GOMAXPROCS(0))
+		"- *relative*: relative to bearer, the median of the ratios within each round\n", runtime.GOMAXPROCS(0))
 	line("| token | system | time | relative | allocations | allocated | on %d cores | relative |",
 		runtime.GOMAXPROCS(0))
 	line("|---|---|--:|--:|--:|--:|--:|--:|")
 	for _, k := range kinds {
-		base, baseTogether := r.Median(fmt.Sprint(k, ours)), r.Median(fmt.Sprint(k, ours, " together"))
+		base := fmt.Sprint(k, ours)
 		for _, s := range systems {
 			what := fmt.Sprint(k, s.name)
 			line("| %s, %d bytes | %s | %s | %.2f | %.0f | %.0f bytes | %s | %.2f |", k.alg, sizes[k], s.name,
-				benchtable.Duration(r.Median(what)), r.Median(what)/base,
+				benchtable.Duration(r.Median(what)), r.Ratio(what, base),
 				r.Median(what+" allocs"), r.Median(what+" bytes"),
-				benchtable.Duration(r.Median(what+" together")), r.Median(what+" together")/baseTogether)
+				benchtable.Duration(r.Median(what+" together")), r.Ratio(what+" together", base+" together"))
 		}
 		what := fmt.Sprint(k, ours, " again")
 		line("| %s, %d bytes | bearer, cached | %s | %.2f | %.0f | %.0f bytes | | |", k.alg, sizes[k],
-			benchtable.Duration(r.Median(what)), r.Median(what)/base, r.Median(what+" allocs"),
+			benchtable.Duration(r.Median(what)), r.Ratio(what, base), r.Median(what+" allocs"),
 			r.Median(what+" bytes"))
 	}
 	return t.String()

@@ -5,6 +5,7 @@ package benchtable
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"os"
 	"runtime"
 	"slices"
@@ -23,10 +24,31 @@ func (r Results) Has(what string) bool { return len(r[what]) > 0 }
 // Median returns the median of the rounds. It panics where nothing was
 // measured.
 func (r Results) Median(what string) float64 {
-	values := slices.Sorted(slices.Values(r[what]))
-	if len(values) == 0 {
+	if len(r[what]) == 0 {
 		panic("not measured: " + what)
 	}
+	return median(slices.Values(r[what]))
+}
+
+// Ratio returns the median of the ratios within each round. A machine that is
+// slow in one round slows both values of the ratio. It panics unless both were
+// measured in every round.
+func (r Results) Ratio(what, to string) float64 {
+	above, below := r[what], r[to]
+	if len(above) == 0 || len(above) != len(below) {
+		panic("not measured in the same rounds: " + what + ", " + to)
+	}
+	return median(func(yield func(float64) bool) {
+		for i := range above {
+			if !yield(above[i] / below[i]) {
+				return
+			}
+		}
+	})
+}
+
+func median(all iter.Seq[float64]) float64 {
+	values := slices.Sorted(all)
 	return (values[(len(values)-1)/2] + values[len(values)/2]) / 2
 }
 

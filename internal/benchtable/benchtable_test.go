@@ -55,3 +55,15 @@ func TestTheMedian(t *testing.T) {
 		t.Errorf("got %v", r.Median("x"))
 	}
 }
+
+// A machine that becomes slower must not change a ratio.
+func TestARatioComparesWithinTheRound(t *testing.T) {
+	r := make(Results)
+	for _, round := range []struct{ a, b float64 }{{2, 1}, {40, 20}, {9, 3}} {
+		r.Add("a", round.a)
+		r.Add("b", round.b)
+	}
+	if got := r.Ratio("a", "b"); got != 2 {
+		t.Errorf("got %v", got)
+	}
+}

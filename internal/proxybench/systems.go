@@ -71,16 +71,17 @@ type rig struct {
 }
 
 const (
-	direct     = "upstream, directly"
+	direct     = "upstream alone"
 	bare       = "httputil.ReverseProxy"
 	nginx      = "nginx"
+	nginxLike  = "nginx with headers and log"
 	envoy      = "Envoy"
-	envoyOAuth = "Envoy, oauth2 filter"
+	envoyOAuth = "Envoy with oauth2 filter"
 	apache     = "mod_auth_openidc"
 	oauth2     = "oauth2-proxy"
 	ours       = "Cloakroom"
 	older      = "Cloakroom before"
-	single     = "Cloakroom, GOMAXPROCS=1"
+	single     = "Cloakroom with GOMAXPROCS=1"
 	user       = "alice"
 	clientName = "bench"
 )
@@ -134,7 +135,8 @@ func newRig(ctx context.Context, o options) (*rig, error) {
 				s.addr, r.upstream, r.goServer, r.nginx)
 			return err
 		}},
-		{nginx, r.startNginx},
+		{nginx, func(s *system) error { return r.startNginx(s, "nginx", "access_log off;") }},
+		{nginxLike, func(s *system) error { return r.startNginx(s, "nginxlike", r.likeOurs()) }},
 		{envoy, r.startEnvoy},
 		{envoyOAuth, r.startEnvoyOAuth},
 		{apache, r.startApache},
@@ -159,11 +161,11 @@ func newRig(ctx context.Context, o options) (*rig, error) {
 }
 
 // compareHeaders checks that the upstream gets the same header fields from
-// Cloakroom as from the reverse proxy that it is compared with.
+// Cloakroom as from those that are said to send the same.
 func (r *rig) compareHeaders() error {
 	got := make(map[string][]string)
 	for _, s := range r.systems {
-		if s.name != ours && s.name != bare {
+		if s.name != ours && s.name != bare && s.name != nginxLike {
 			continue
 		}
 		text, err := s.headAtUpstream()
@@ -178,9 +180,11 @@ func (r *rig) compareHeaders() error {
 		slices.Sort(names)
 		got[s.name] = names
 	}
-	if len(got) == 2 && !slices.Equal(got[ours], got[bare]) {
-		return fmt.Errorf("the upstream gets the header fields %q from %s and %q from %s", got[ours], ours,
-			got[bare], bare)
+	for name, names := range got {
+		if got[ours] != nil && !slices.Equal(got[ours], names) {
+			return fmt.Errorf("the upstream gets the header fields %q from %s and %q from %s", got[ours], ours,
+				names, name)
+		}
 	}
 	return nil
 }
@@ -272,10 +276,12 @@ func (r *rig) file(name, text string) (string, error) {
 	return path, os.WriteFile(path, []byte(text), 0o644)
 }
 
-// startNginx starts an nginx that does nothing but hand requests on.
-func (r *rig) startNginx(s *system) (err error) {
+// startNginx starts an nginx that hands requests on. It has some other lines in
+// its block http.
+func (r *rig) startNginx(s *system, name, lines string) (err error) {
 	s.streams = true
-	s.process, err = r.runNginx("nginx", s.addr, fmt.Sprintf(`
+	s.process, err = r.runNginx(name, s.addr, fmt.Sprintf(`
+	%[7]s
 	upstream api { server %[1]s; keepalive 512; keepalive_requests 100000000; }
 	upstream go { server %[2]s; keepalive 512; keepalive_requests 100000000; }
 	upstream nginx { server %[3]s; keepalive 512; keepalive_requests 100000000; }
@@ -286,14 +292,30 @@ func (r *rig) startNginx(s *system) (err error) {
 		location /events { proxy_pass http://api; proxy_buffering off; }
 		location %[5]s { proxy_pass http://go; }
 		location %[6]s { proxy_pass http://nginx; }
-	}`, r.upstream, r.goServer, r.nginx, s.addr, goPath, nginxPath))
+	}`, r.upstream, r.goServer, r.nginx, s.addr, goPath, nginxPath, lines))
 	return err
+}
+
+// likeOurs has nginx send the header fields that Cloakroom sends, and write a
+// line with the same members for each request.
+func (r *rig) likeOurs() string {
+	return fmt.Sprintf(`
+	proxy_set_header Authorization "%s"; proxy_set_header Via "1.1 nginx"; proxy_set_header X-CSRF "";
+	proxy_set_header X-Forwarded-For $remote_addr; proxy_set_header X-Forwarded-Host $http_host;
+	proxy_set_header X-Forwarded-Proto $scheme; proxy_set_header X-Request-Id $request_id;
+	add_header Cache-Control "private, no-store";
+	log_format line escape=json '{"time":"$time_iso8601","level":"INFO","msg":"request",'
+		'"request":"$request_id","client":"$remote_addr","method":"$request_method","path":"$uri",'
+		'"status":$status,"bytes":$body_bytes_sent,"seconds":$request_time,"route":"/api/",'
+		'"session":"aaaaaaaaaaaaaaaa","user":"%s","upstream":"$upstream_addr",'
+		'"upstream_seconds":$upstream_response_time}';
+	access_log %s/requests.log line buffer=64k flush=1s;`, r.sent, user, r.dir)
 }
 
 // startNginxUpstream starts an nginx that answers requests itself.
 func (r *rig) startNginxUpstream() error {
 	_, err := r.runNginx("upstream", r.nginx, fmt.Sprintf(`
-	default_type application/json;
+	access_log off; default_type application/json;
 	server {
 		listen %s;
 		location = %s1024 { return 200 %s; }
@@ -312,7 +334,7 @@ func (r *rig) runNginx(name, addr, http string) (*exec.Cmd, error) {
 daemon off; user root; worker_processes 1; pid %[1]s/nginx.pid; error_log %[1]s/nginx.log crit;
 worker_rlimit_nofile %[2]d; events { worker_connections %[2]d; }
 http {
-	access_log off; keepalive_requests 100000000; keepalive_timeout 1h; client_max_body_size 0;
+	keepalive_requests 100000000; keepalive_timeout 1h; client_max_body_size 0;
 	client_body_temp_path %[1]s/body; proxy_temp_path %[1]s/proxy; fastcgi_temp_path %[1]s/fastcgi;
 	uwsgi_temp_path %[1]s/uwsgi; scgi_temp_path %[1]s/scgi;
 %[3]s

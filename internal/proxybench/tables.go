@@ -22,13 +22,16 @@ The systems do different work:
 - *httputil.ReverseProxy* keeps up to 512 idle connections. It sends the same headers as Cloakroom,
   including an access token. It has no sessions and writes no log.
 - *nginx* and *Envoy* only forward requests. nginx has one worker, Envoy one for each core.
-- *Envoy, oauth2 filter* has the user's tokens in encrypted cookies and attaches the access token.
+- *nginx with headers and log* sends the same headers as Cloakroom, and writes a log line for each
+  request.
+- *Envoy with oauth2 filter* has the user's tokens in encrypted cookies and attaches the access token.
 - *mod_auth_openidc*, *oauth2-proxy* and *Cloakroom* have sessions in Redis and attach the user's
   access token. oauth2-proxy and Cloakroom write a log line for each request. Cloakroom also checks
   for CSRF.
 
 The request has the headers of a browser. The upstream is as cheap as possible, or ` + "`net/http`" + ` or
-nginx if the heading says so. The last two columns compare the CPU time.
+nginx if the heading says so. The last three columns compare the CPU time: they are the medians of
+the ratios within each round.
 
 Figures that were published until 2026-11-28 are not comparable. Their ` + "`httputil.ReverseProxy`" + ` had
 the default pool of http.Transport: two idle connections for each host. So it opened a connection
@@ -55,8 +58,8 @@ func (r *rig) tables(results benchtable.Results, cells []cell, idle, streams int
 		}
 		line("### %s\n", kind.name)
 		line("| connections | system | requests per second | p50 | p99 | CPU per request | relative to ReverseProxy " +
-			"| relative to nginx |")
-		line("|--:|---|--:|--:|--:|--:|--:|--:|")
+			"| to nginx | to nginx with headers and log |")
+		line("|--:|---|--:|--:|--:|--:|--:|--:|--:|")
 		for _, c := range cells {
 			if c.name != kind.name {
 				continue
@@ -66,30 +69,31 @@ func (r *rig) tables(results benchtable.Results, cells []cell, idle, streams int
 				if !results.Has(what + " cpu") {
 					continue
 				}
-				cpu := results.Median(what + " cpu")
 				ratio := func(of string) string {
 					other := (&system{name: of}).key(c) + " cpu"
 					if s.process == nil || !results.Has(other) {
 						return ""
 					}
-					return fmt.Sprintf("%.2f", cpu/results.Median(other))
+					return fmt.Sprintf("%.2f", results.Ratio(what+" cpu", other))
 				}
 				shown := "" // of the upstream itself
 				if s.process != nil {
-					shown = benchtable.Duration(1e-6 * cpu)
+					shown = benchtable.Duration(1e-6 * results.Median(what+" cpu"))
 				}
 				name := s.name
 				if name == ours {
 					name = "**" + name + "**"
 				}
-				line("| %d | %s | %.0f | %s | %s | %s | %s | %s |", c.connections, name,
+				line("| %d | %s | %.0f | %s | %s | %s | %s | %s | %s |", c.connections, name,
 					results.Median(what+" rate"),
 					benchtable.Duration(1e-6*results.Median(what+" p50")),
-					benchtable.Duration(1e-6*results.Median(what+" p99")), shown, ratio(bare), ratio(nginx))
+					benchtable.Duration(1e-6*results.Median(what+" p99")), shown, ratio(bare), ratio(nginx),
+					ratio(nginxLike))
 			}
 		}
 		line("")
 	}
+	r.compareChunks(line, results, cells)
 	line("### Memory\n")
 	line("| system | peak in all of the above | per idle connection, of %d | per idle event stream, of %d |",
 		idle, streams)
@@ -108,6 +112,29 @@ func (r *rig) tables(results benchtable.Results, cells []cell, idle, streams int
 	line("\nThe peak is the sum of `VmHWM` of all processes of a system. An idle connection has had one request.\n" +
 		"The memory of a connection is the growth by the second half of them.")
 	return t.String()
+}
+
+// compareChunks adds a table of what a response in chunks costs relative to the
+// same one with a length, if both were measured.
+func (r *rig) compareChunks(line func(string, ...any), results benchtable.Results, cells []cell) {
+	var rows []string
+	for _, c := range cells {
+		if c.name != chunked {
+			continue
+		}
+		other := cell{name: sized, connections: c.connections}
+		for _, s := range r.systems {
+			what, to := s.key(c)+" cpu", s.key(other)+" cpu"
+			if s.process != nil && results.Has(what) && results.Has(to) {
+				rows = append(rows, fmt.Sprintf("| %d | %s | %.2f |", c.connections, s.name, results.Ratio(what, to)))
+			}
+		}
+	}
+	if len(rows) == 0 {
+		return
+	}
+	line("### %s, relative to one with a length\n", chunked)
+	line("| connections | system | CPU |\n|--:|---|--:|\n%s\n", strings.Join(rows, "\n"))
 }
 
 // aboutCalls says how calls are measured.
@@ -135,7 +162,7 @@ func (r *rig) callTables(results benchtable.Results, o options) string {
 	line("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
 	median := func(s *system, c call, figure string) float64 {
 		if figure == cpuRatio {
-			return results.Median(s.callKey(c, "cpu")) / results.Median(s.callKey(calls[0], "cpu"))
+			return results.Ratio(s.callKey(c, "cpu"), s.callKey(calls[0], "cpu"))
 		}
 		return max(0, results.Median(s.callKey(c, figure))) // less than the noise: 0
 	}
