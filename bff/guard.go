@@ -24,23 +24,29 @@ func public(*app, *http.Request) error { return nil }
 // empty if a service worker of the app passes the navigation on with
 // fetch(event.request). Only frames are refused.
 func navigation(_ *app, r *http.Request) error {
-	h := r.Header
-	mode, dest := h.Get("Sec-Fetch-Mode"), h.Get("Sec-Fetch-Dest")
-	for _, name := range []string{"Sec-Purpose", "Purpose", "X-Moz"} {
-		if purpose := h.Get(name); strings.Contains(purpose, "prefetch") {
-			return problem.NavigationOnly.WithCause(fmt.Errorf("%s is %.40q", name, purpose))
-		}
-	}
+	mode, dest := r.Header.Get("Sec-Fetch-Mode"), r.Header.Get("Sec-Fetch-Dest")
 	switch {
 	case mode != "" && mode != "navigate":
 		return problem.NavigationOnly.WithCause(fmt.Errorf("Sec-Fetch-Mode is %.40q", mode))
 	case frameDestinations[dest], mode == "" && dest != "" && dest != "document":
 		return problem.NavigationOnly.WithCause(fmt.Errorf("Sec-Fetch-Dest is %.40q", dest))
 	}
+	return notFetched(r)
+}
+
+// notFetched refuses a prefetch, and a request that a script has sent, also of
+// a browser that does not send Fetch Metadata.
+func notFetched(r *http.Request) error {
+	h := r.Header
+	for _, name := range []string{"Sec-Purpose", "Purpose", "X-Moz"} {
+		if purpose := h.Get(name); strings.Contains(purpose, "prefetch") {
+			return problem.NavigationOnly.WithCause(fmt.Errorf("%s is %.40q", name, purpose))
+		}
+	}
 	switch {
 	case h.Get("X-Csrf") != "", h.Get("X-Requested-With") != "":
 		return problem.NavigationOnly.WithCause(errors.New("a script sent it: X-CSRF or X-Requested-With is set"))
-	case mode == "" && prefersJSON(r):
+	case h.Get("Sec-Fetch-Mode") == "" && prefersJSON(r):
 		return problem.NavigationOnly.WithCause(errors.New("header Accept wants JSON"))
 	}
 	return nil

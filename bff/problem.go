@@ -51,8 +51,8 @@ func (a *app) writeProblem(w *response, r *http.Request, err error) {
 	a.refused(w, r, p)
 	h := w.Header()
 	if w.page == silentPage {
-		status := http.StatusOK
-		if p.Status == http.StatusTooManyRequests {
+		status := http.StatusOK // the message tells the app the outcome
+		if p.Status == http.StatusTooManyRequests || p.Code == problem.StoreUnavailable.Code {
 			status = p.Status
 			p.SetRetryAfter(h)
 		}

@@ -41,7 +41,7 @@ func sameOriginFrame(a *app, r *http.Request) error {
 	if site := r.Header.Get("Sec-Fetch-Site"); site != "" && site != "same-origin" {
 		return problem.CSRF.WithCause(fmt.Errorf("Sec-Fetch-Site is %.40q", site))
 	}
-	return nil
+	return notFetched(r)
 }
 
 // inFrame reports whether a request is the navigation of an iframe.

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
 	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
@@ -158,6 +159,38 @@ func TestSilentLoginWorksInOwnFramesOnly(t *testing.T) {
 	for _, site := range []string{"cross-site", "same-site", "none"} {
 		wantProblem(t, b.Navigate("/bff/silent-login", "Sec-Fetch-Dest", "iframe", "Sec-Fetch-Site", site), 403, "csrf")
 	}
+	// A prefetch, and scripts of browsers without Fetch Metadata.
+	for _, header := range [][]string{
+		append([]string{"Sec-Purpose", "prefetch"}, inFrame...),
+		{"Purpose", "prefetch"}, {"X-CSRF", "1"}, {"X-Requested-With", "XMLHttpRequest"},
+		{"Accept", "application/json"},
+	} {
+		wantProblem(t, b.Do("GET", "/bff/silent-login", "", header...), 401, "navigation_only")
+	}
+}
+
+// While the store is down, it is not known whether the user is signed in.
+func TestSilentLoginInAnOutageOfTheStore(t *testing.T) {
+	t.Parallel()
+	store := new(readOnlyStore)
+	a := newApp(t, func(_ *app, cfg *bff.Config) {
+		store.Store = cfg.Sessions.Store
+		cfg.Sessions.Store = store
+	})
+	b := a.signedIn()
+	store.down.Store(true)
+	page := b.Navigate("/bff/silent-login", inFrame...)
+	if page.StatusCode != 503 || page.Header.Get("Retry-After") == "" {
+		t.Errorf("got %d with Retry-After %q, want 503 with one", page.StatusCode, page.Header.Get("Retry-After"))
+	}
+	if !strings.Contains(page.Text, `data-authenticated="false"`) {
+		t.Errorf("the app is not told:\n%s", page.Text)
+	}
+	if len(page.Cookies()) > 0 {
+		t.Errorf("cookies: got %v, want none", page.Cookies())
+	}
+	store.down.Store(false)
+	a.wantSession(b, "alice")
 }
 
 func TestFrontchannelLogout(t *testing.T) {
