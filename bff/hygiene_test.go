@@ -237,9 +237,12 @@ func TestHygiene(t *testing.T) {
 			`Digest realm="x", nonce="y"`: `Cookie realm="cloakroom"`,
 			bearer:                        bearer,
 			"":                            `Cookie realm="cloakroom"`,
+			"no header":                   "",
 		} {
 			upstreamSays(t, func(w http.ResponseWriter, _ *http.Request) {
-				w.Header().Set("WWW-Authenticate", sent)
+				if sent != "no header" {
+					w.Header().Set("WWW-Authenticate", sent)
+				}
 				w.WriteHeader(http.StatusUnauthorized)
 			})
 			if got := b.Fetch("GET", "/api/x").Header.Values("WWW-Authenticate"); strings.Join(got, "|") != want {

@@ -384,7 +384,7 @@ func (x *exchange) problem(ctx context.Context, body *requestBody, err error) er
 func (x *exchange) copyResponseHeader(body *requestBody) {
 	h := x.w.Header()
 	x.copyHeader(h, x.resp.Header)
-	if x.resp.StatusCode == http.StatusUnauthorized {
+	if x.resp.StatusCode == http.StatusUnauthorized && len(h["Www-Authenticate"]) > 0 {
 		h["Www-Authenticate"] = dropBrowserAuth(h["Www-Authenticate"])
 	}
 	if hasNoBody(x.resp.StatusCode) {
