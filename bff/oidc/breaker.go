@@ -15,8 +15,10 @@ import (
 // breaker is the circuit breaker of one provider. It has three states:
 //
 //	closed     token requests are sent
-//	half-open  the provider responds, but with errors: one token request is sent
-//	           each probeInterval, and its success closes the breaker
+//	half-open  the provider responds, but with errors, or again: one token
+//	           request is sent each probeInterval, and its success closes the
+//	           breaker; so does the lack of token requests to send, after the
+//	           provider has not responded
 //	open       the provider does not respond: no token request is sent, but a
 //	           harmless request each probeInterval, until one has a response
 //
@@ -39,6 +41,11 @@ type breaker struct {
 	since      time.Time      // when the outage began
 	next       time.Time      // half-open: when the next token request is sent
 	waiting    map[string]int // session → its requests that wait
+	inFlight   int            // token requests
+	// responsive is set while the breaker is half-open, and the provider, which
+	// had not responded, has responded to a probe. A token request that fails
+	// unsets it.
+	responsive bool
 
 	openedAt  time.Time // when the breaker opened last
 	resumedAt time.Time // when a provider that had not responded did so again
@@ -70,6 +77,9 @@ const (
 	// after it. Together they are less than two seconds.
 	probeInterval = 800 * time.Millisecond
 	resumeSpread  = 800 * time.Millisecond
+	// idleRecovery is how long after the first response a provider counts as
+	// recovered if there is no token request to send.
+	idleRecovery = time.Second
 	// probeTimeout is the maximum duration of a probe. After silence without a
 	// response to one, the provider is in an outage.
 	probeTimeout = 5 * time.Second
@@ -233,14 +243,33 @@ func (b *breaker) succeeded(begun time.Time) {
 	if b.state == BreakerClosed {
 		return
 	}
-	if b.state == BreakerHalfOpen && begun.Before(b.since) {
+	if b.state == BreakerHalfOpen && begun.Before(b.since) && !b.responsive {
 		return // it proves nothing: the next request, which is sent within a second, does
 	}
+	b.endOutage(now)
+}
+
+// endOutage ends an outage. The caller holds mu.
+func (b *breaker) endOutage(now time.Time) {
 	b.log.Warn("provider recovered", "after", now.Sub(b.since).Round(time.Millisecond).String(),
 		"waiting_sessions", len(b.waiting))
-	b.state, b.suspicious, b.cause = BreakerClosed, false, nil
+	b.state, b.suspicious, b.responsive, b.cause = BreakerClosed, false, false, nil
 	b.epoch++
 	b.notify()
+}
+
+// recoverIdle ends an outage in which the provider did not respond, but does so
+// again, if there is no token request that could show it. It reports whether
+// there may be such an outage.
+func (b *breaker) recoverIdle() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Now()
+	idle := b.inFlight == 0 && len(b.waiting) == 0 && !b.suspicious && !now.Before(b.next)
+	if b.responsive && idle && now.Sub(b.resumedAt) >= idleRecovery {
+		b.endOutage(now)
+	}
+	return b.responsive
 }
 
 // failed records a token request whose response was a transient error, or that
@@ -251,6 +280,7 @@ func (b *breaker) failed(cause error, responded bool, retryAfter time.Duration) 
 	defer b.mu.Unlock()
 	now := time.Now()
 	b.failures++
+	b.responsive = false
 	if responded {
 		b.lastAt = now
 	} else {
@@ -276,7 +306,7 @@ func (b *breaker) responded() {
 	now := time.Now()
 	b.suspicious = false
 	if b.state == BreakerOpen {
-		b.state, b.resumedAt, b.next = BreakerHalfOpen, now, now
+		b.state, b.responsive, b.resumedAt, b.next = BreakerHalfOpen, true, now, now
 	}
 	b.epoch++ // what failed without a response may be retried
 	b.notify()
@@ -289,7 +319,7 @@ func (b *breaker) silent(cause error) {
 	if b.state == BreakerOpen || !b.suspicious {
 		return
 	}
-	b.openedAt, b.slowest = time.Now(), 0
+	b.openedAt, b.slowest, b.responsive = time.Now(), 0, false
 	if b.state == BreakerClosed {
 		b.trip(BreakerOpen, cause)
 	} else {
@@ -350,9 +380,14 @@ func (b *breaker) notify() {
 // run probes the provider when it is suspected not to respond, until ctx ends.
 func (b *breaker) run(ctx context.Context) {
 	for {
+		var again <-chan time.Time
+		if b.recoverIdle() {
+			again = time.After(probeInterval)
+		}
 		select {
 		case <-ctx.Done():
 			return
+		case <-again:
 		case <-b.wake:
 			b.probeUntilResponse(ctx)
 		}
@@ -417,6 +452,9 @@ func (b *breaker) respondedSince(begun time.Time) bool {
 // as long as its connection lives, because the refresh token may have been
 // rotated. One whose response is lost is canceled with errResponseLost.
 func (b *breaker) supervise(begun time.Time, cancel context.CancelCauseFunc) (stop func()) {
+	b.mu.Lock()
+	b.inFlight++
+	b.mu.Unlock()
 	done := make(chan struct{})
 	timer := time.AfterFunc(suspectAfter, func() {
 		tick := time.NewTicker(suspectAfter / 8)
@@ -444,6 +482,9 @@ func (b *breaker) supervise(begun time.Time, cancel context.CancelCauseFunc) (st
 	return func() {
 		timer.Stop()
 		close(done)
+		b.mu.Lock()
+		b.inFlight--
+		b.mu.Unlock()
 	}
 }
 

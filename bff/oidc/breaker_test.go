@@ -1,10 +1,17 @@
 package oidc
 
 import (
+	"bytes"
+	"context"
+	"errors"
 	"log/slog"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/cloakroom-bff/cloakroom/session"
 )
 
 // A token request stays in flight as long as no other one is answered. That the
@@ -60,6 +67,115 @@ func TestSlowProviderLosesNoResponse(t *testing.T) {
 		time.Sleep(2 * time.Millisecond)
 		if !b.lost(third) {
 			t.Error("not lost though the provider responds to later requests only")
+		}
+	})
+}
+
+// silentProvider is a breaker in an outage in which the provider does not
+// respond. The function ends the outage.
+func silentProvider(t *testing.T, log *slog.Logger) (b *breaker, respond func()) {
+	t.Helper()
+	var down atomic.Bool
+	down.Store(true)
+	b = newBreaker(log, func(context.Context) error {
+		if down.Load() {
+			return errors.New("connection refused")
+		}
+		return nil
+	})
+	ctx, stop := context.WithCancel(t.Context())
+	t.Cleanup(stop)
+	go b.run(ctx)
+	b.report(time.Now(), session.ErrNoResponse)
+	time.Sleep(time.Minute)
+	if state := b.current(); state != BreakerOpen {
+		t.Fatalf("in the outage: got %s, want open", state)
+	}
+	return b, func() { down.Store(false) }
+}
+
+// Nothing but a token request shows that a provider has recovered. If there is
+// none to send, it counts as recovered soon after it has responded again.
+func TestIdleBreakerCloses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		b, respond := silentProvider(t, slog.New(slog.NewTextHandler(&log, nil)))
+		respond()
+		time.Sleep(probeInterval)
+		synctest.Wait()
+		if state := b.current(); state != BreakerHalfOpen {
+			t.Errorf("after the first response: got %s, want half-open", state)
+		}
+		time.Sleep(idleRecovery + probeInterval)
+		synctest.Wait()
+		if state := b.current(); state != BreakerClosed {
+			t.Errorf("without a token request: got %s, want closed", state)
+		}
+		if n := strings.Count(log.String(), "provider recovered"); n != 1 {
+			t.Errorf("%d lines of the recovery, want 1:\n%s", n, log.String())
+		}
+	})
+}
+
+func TestBreakerStaysHalfOpenForTokenRequests(t *testing.T) {
+	quiet := slog.New(slog.DiscardHandler)
+	admit := func(t *testing.T, b *breaker) {
+		t.Helper()
+		if _, err := b.admit(t.Context(), "x", time.Second); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantState := func(t *testing.T, b *breaker, want BreakerState) {
+		t.Helper()
+		synctest.Wait()
+		if state := b.current(); state != want {
+			t.Errorf("got %s, want %s", state, want)
+		}
+	}
+	t.Run("that fail", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			b, respond := silentProvider(t, quiet)
+			respond()
+			time.Sleep(probeInterval)
+			admit(t, b)
+			b.report(time.Now(), &session.RefreshError{Err: errors.New("503")})
+			time.Sleep(time.Hour)
+			wantState(t, b, BreakerHalfOpen)
+		})
+	})
+	t.Run("that are in flight", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			b, respond := silentProvider(t, quiet)
+			respond()
+			time.Sleep(probeInterval)
+			admit(t, b)
+			stop := b.supervise(time.Now(), func(error) {})
+			time.Sleep(time.Minute)
+			wantState(t, b, BreakerHalfOpen)
+			stop()
+			time.Sleep(2 * probeInterval)
+			wantState(t, b, BreakerClosed)
+		})
+	})
+}
+
+// A frozen provider responds to requests of before, perhaps after a probe.
+func TestResponseToARequestOfBeforeClosesTheBreaker(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begun := time.Now()
+		time.Sleep(time.Second)
+		b, respond := silentProvider(t, slog.New(slog.DiscardHandler))
+		stop := b.supervise(begun, func(error) {})
+		respond()
+		time.Sleep(2 * probeInterval)
+		synctest.Wait()
+		if state := b.current(); state != BreakerHalfOpen {
+			t.Errorf("after the first response: got %s, want half-open", state)
+		}
+		b.report(begun, nil)
+		stop()
+		if state := b.current(); state != BreakerClosed {
+			t.Errorf("got %s, want closed", state)
 		}
 	})
 }
