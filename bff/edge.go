@@ -16,9 +16,10 @@ import (
 )
 
 // checkAuthority verifies that a request names one host, which is that of the
-// public URL, and uses a method that is served.
+// public URL, and uses a method that is served. Methods are case-sensitive (RFC
+// 9110, section 9.1), but an upstream may take trace for TRACE.
 func (a *app) checkAuthority(w *response, r *http.Request) error {
-	if r.Method == http.MethodTrace || r.Method == http.MethodConnect {
+	if strings.EqualFold(r.Method, http.MethodTrace) || strings.EqualFold(r.Method, http.MethodConnect) {
 		return problem.MethodNotAllowed
 	}
 	if r.ProtoMajor == 1 {

@@ -229,7 +229,9 @@ func TestTRACEAndCONNECTAreRefused(t *testing.T) {
 	a := newApp(t, nil)
 	b := a.signedIn()
 	for _, path := range []string{"/api/x", "/", "/bff/session"} {
-		wantProblem(t, b.Fetch("TRACE", path), 405, "method_not_allowed")
+		for _, method := range []string{"TRACE", "trace", "Connect"} {
+			wantProblem(t, b.Fetch(method, path), 405, "method_not_allowed")
+		}
 	}
 }
 
