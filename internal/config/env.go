@@ -128,22 +128,40 @@ func StrayVariables(environ []string) []StrayVariable {
 		if isSecret(v) {
 			keys[variable(key)+"_FILE"] = key + "_file"
 		}
-		sections[variable(key)] = v.Kind() == reflect.Struct && !strings.Contains(key, ".")
+		sections[variable(key)] = v.Kind() == reflect.Struct && !hasText(v)
 	})
-	names := slices.Sorted(maps.Keys(keys))
-	// CLOAKROOM_TAG is not CLOAKROOM_LOG: the names are too short.
-	names = slices.DeleteFunc(names, func(name string) bool { return sections[name] })
+	// CLOAKROOM_TAG is not CLOAKROOM_LOG: the names of such sections are too
+	// short. CLOAKROOM_SERVER_PORT is one of Kubernetes.
+	names := slices.DeleteFunc(slices.Sorted(maps.Keys(keys)), func(name string) bool {
+		return sections[name] && !strings.Contains(keys[name], ".")
+	})
+	values := slices.DeleteFunc(slices.Clone(names), func(name string) bool { return sections[name] })
 	var strays []StrayVariable
 	for _, entry := range environ {
 		name, _, _ := strings.Cut(entry, "=")
 		if _, known := keys[name]; known || !strings.HasPrefix(name, "CLOAKROOM_") {
 			continue
 		}
-		if near := suggest(name, names); near != "" {
+		near := suggest(name, names)
+		if near == "" {
+			near = prefixOf(name, values)
+		}
+		if near != "" {
 			strays = append(strays, StrayVariable{name, near, keys[near]})
 		}
 	}
 	return strays
+}
+
+// prefixOf returns the longest of names that a name goes on from, or "":
+// CLOAKROOM_FRONTEND_CSP for CLOAKROOM_FRONTEND_CSP_IMG_SRC.
+func prefixOf(name string, names []string) (longest string) {
+	for _, n := range names {
+		if strings.HasPrefix(name, n+"_") && len(n) > len(longest) {
+			longest = n
+		}
+	}
+	return longest
 }
 
 // readSecretFile reads the file with the value of a key, if it has one.
