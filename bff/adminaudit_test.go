@@ -336,6 +336,7 @@ func TestWhyNamesMistakesInParameters(t *testing.T) {
 		"user=":                            "send one of",
 		"offset=1":                         "send one of",
 		"user=a&session=b":                 "send one of",
+		"user=&session=":                   "send one of",
 		"user=alice&user=bob":              "user is there 2 times",
 		"user=alice&limit=5":               `unknown parameter "limit": known are user, session, request, any, offset`,
 		"User=alice":                       `unknown parameter "User"`,
@@ -353,6 +354,10 @@ func TestWhyNamesMistakesInParameters(t *testing.T) {
 		if body := text(resp); !strings.Contains(body, want) {
 			t.Errorf("%.40q: got %q, want %q", query, body, want)
 		}
+	}
+	// A form sends all of its fields.
+	if resp := a.admin("GET", "/admin/why?user=alice&session=&request=", ""); resp.StatusCode != http.StatusOK {
+		t.Errorf("one of three parameters with a value: got %d, want 200", resp.StatusCode)
 	}
 }
 

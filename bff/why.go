@@ -25,12 +25,13 @@ func (a *app) why(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	var by, value string
+	n := 0 // parameters with a value: a form may send the others too
 	for name, values := range q {
-		if name != "offset" {
-			by, value = name, values[0]
+		if name != "offset" && values[0] != "" {
+			by, value, n = name, values[0], n+1
 		}
 	}
-	if value == "" || len(q) > 1 && !q.Has("offset") || len(q) > 2 {
+	if n != 1 {
 		return badRequest{errors.New("send one of the parameters user, session, request and any")}
 	}
 	found, err := a.eventsOf(r.Context(), by, value, offset)
