@@ -346,6 +346,25 @@ func TestLateResponseIsNotUsedForTheNextRequest(t *testing.T) {
 	}
 }
 
+// A 204 has no body, but what an upstream sends as one arrives later.
+func TestBodyOfA204IsNotUsedForTheNextRequest(t *testing.T) {
+	for fields, want := range map[string]int32{
+		"": 1, "Content-Length: 0\r\n": 1, "Content-Length: 5\r\n": 2, "Transfer-Encoding: chunked\r\n": 2,
+	} {
+		u := newResponder(t, "HTTP/1.1 204 No Content\r\n"+fields+"\r\n")
+		for range 2 {
+			resp, err := u.RoundTrip(request(t, "GET", ""))
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+		}
+		if got := u.connections.Load(); got != want {
+			t.Errorf("%q: got %d connections for two requests, want %d", fields, got, want)
+		}
+	}
+}
+
 // A request that is canceled as its response ends has its connection closed.
 // The next request must not have got it.
 func TestCancelAtTheEndOfAResponseAbortsNoOther(t *testing.T) {

@@ -146,6 +146,9 @@ func (x *exchange) body(resp *http.Response) error {
 	switch {
 	case x.method == http.MethodHead,
 		resp.StatusCode == http.StatusNoContent, resp.StatusCode == http.StatusNotModified:
+		if resp.StatusCode == http.StatusNoContent && (len(encoding) > 0 || b.left > 0) {
+			b.keep = false // a body may follow that must not be taken for the next response
+		}
 		b.left = 0
 	case len(encoding) > 0:
 		b.left, b.chunks = -1, new(chunks)
