@@ -297,6 +297,14 @@ func (c *limitedConn) CloseWrite() error {
 	return c.Close()
 }
 
+// SetLinger is that of a *net.TCPConn.
+func (c *limitedConn) SetLinger(seconds int) error {
+	if tcp, ok := c.Conn.(interface{ SetLinger(seconds int) error }); ok {
+		return tcp.SetLinger(seconds)
+	}
+	return nil
+}
+
 // limitedListener accepts connections within the limit.
 type limitedListener struct {
 	net.Listener

@@ -42,6 +42,38 @@ func TestTruncatedResponseIsAborted(t *testing.T) {
 	})
 }
 
+// A client in HTTP/1.0, such as an nginx, takes an orderly end of the
+// connection for the end of a response without a length.
+func TestTruncatedResponseResetsHTTP10(t *testing.T) {
+	eachUpstreamProtocol(t, 1, func(t *testing.T, w *protocolPair) {
+		for _, truncated := range []bool{false, true} {
+			seen := make(chan struct{})
+			w.handle(func(rw http.ResponseWriter, r *http.Request) {
+				io.WriteString(rw, "begun")
+				flush(rw)
+				select {
+				case <-seen:
+				case <-r.Context().Done():
+				}
+				if truncated {
+					panic(http.ErrAbortHandler)
+				}
+			})
+			c, r := w.dial(t)
+			io.WriteString(c, strings.Replace(w.head("GET", "x")+"\r\n", "HTTP/1.1", "HTTP/1.0", 1))
+			resp, err := http.ReadResponse(r, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			wantBytes(t, "response", resp.Body, "begun")
+			close(seen)
+			if rest, err := io.ReadAll(resp.Body); (err != nil) != truncated || len(rest) > 0 {
+				t.Errorf("truncated %v: then got %q, %v", truncated, rest, err)
+			}
+		}
+	})
+}
+
 func TestResponsesWithoutABody(t *testing.T) {
 	eachProtocolPair(t, func(t *testing.T, w *protocolPair) {
 		w.handle(func(rw http.ResponseWriter, r *http.Request) {

@@ -18,6 +18,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/internal/cancel"
 	"github.com/cloakroom-bff/cloakroom/internal/dpop"
+	"github.com/cloakroom-bff/cloakroom/internal/hijack"
 	"github.com/cloakroom-bff/cloakroom/internal/pace"
 	"github.com/cloakroom-bff/cloakroom/internal/span"
 	"github.com/cloakroom-bff/cloakroom/internal/urlpath"
@@ -420,6 +421,7 @@ func (x *exchange) copyResponse(ctx context.Context, body *requestBody) error {
 			return nil
 		}
 		x.recordAbort(ctx, err)
+		x.resetHTTP10()
 		panic(http.ErrAbortHandler) // the client must not take what it has for complete
 	}
 	if len(x.resp.Trailer) > 0 {
@@ -431,6 +433,18 @@ func (x *exchange) copyResponse(ctx context.Context, body *requestBody) error {
 		}
 	}
 	return nil
+}
+
+// resetHTTP10 resets the connection of a client in HTTP/1.0 if the response has
+// no length. Such a client takes the end of the connection for that of the
+// response, and an orderly end for a complete one.
+func (x *exchange) resetHTTP10() {
+	if x.r.ProtoMajor != 1 || x.r.ProtoMinor != 0 || len(x.w.Header()["Content-Length"]) > 0 {
+		return
+	}
+	if client, _, err := x.conn.Load().Hijack(); err == nil {
+		hijack.Reset(client)
+	}
 }
 
 // tooSlow aborts an exchange whose response moves too slowly. client reports
