@@ -108,6 +108,9 @@ func (t *http2Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	var timeout net.Error
 	switch {
 	case err == nil:
+		if resp.ContentLength < 0 { // http.Transport has ignored it, and net/http would send two different ones
+			delete(resp.Header, "Content-Length")
+		}
 		return resp, nil
 	case errors.As(err, new(*dialError)), errors.Is(err, errOtherProtocol):
 		return nil, err

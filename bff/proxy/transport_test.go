@@ -1,15 +1,20 @@
 package proxy
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 )
 
 // A connection that is too old finishes what it has begun, and takes nothing
@@ -86,6 +91,73 @@ func TestAnHTTP2ConnectionThatIsTooOldTakesNoRequest(t *testing.T) {
 	}
 	close(release)
 	read(long)
+}
+
+// The frames say where a response ends. A client in HTTP/1.1 must not get a
+// length that contradicts them.
+func TestAmbiguousLengthsInHTTP2AreDropped(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for _, lengths := range [][]string{{"5", "6"}, {"6", "5"}, {"5", "x"}, {"x"}, {"-1"}, {"5, 5"}, {"5"}} {
+		go func() { // until the connection is closed
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			defer c.Close()
+			io.ReadFull(c, make([]byte, len(http2.ClientPreface)))
+			framer := http2.NewFramer(c, c)
+			framer.WriteSettings()
+			for {
+				frame, err := framer.ReadFrame()
+				if err != nil {
+					return
+				}
+				head, ok := frame.(*http2.HeadersFrame)
+				if !ok {
+					continue
+				}
+				var block bytes.Buffer
+				encoder := hpack.NewEncoder(&block)
+				encoder.WriteField(hpack.HeaderField{Name: ":status", Value: "200"})
+				for _, length := range lengths {
+					encoder.WriteField(hpack.HeaderField{Name: "content-length", Value: length})
+				}
+				framer.WriteHeaders(http2.HeadersFrameParam{
+					StreamID: head.StreamID, BlockFragment: block.Bytes(), EndHeaders: true,
+				})
+				framer.WriteData(head.StreamID, true, []byte("hello"))
+			}
+		}()
+		transport := &http2Transport{connect: func(ctx context.Context) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "tcp", l.Addr().String())
+		}}
+		t.Cleanup(transport.CloseIdle)
+		req, err := http.NewRequestWithContext(t.Context(), "GET", "http://api.internal/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := transport.RoundTrip(req)
+		if err != nil {
+			t.Fatalf("%q: %v", lengths, err)
+		}
+		text, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if string(text) != "hello" || err != nil {
+			t.Errorf("%q: got %q and %v", lengths, text, err)
+		}
+		var want []string
+		if len(lengths) == 1 && lengths[0] == "5" {
+			want = lengths
+		}
+		if got := resp.Header["Content-Length"]; !slices.Equal(got, want) {
+			t.Errorf("%q: got the lengths %q, want %q", lengths, got, want)
+		}
+	}
 }
 
 func TestAPINGGoesBetweenTwoFrames(t *testing.T) {
