@@ -31,7 +31,8 @@ type exchange struct {
 	w          http.ResponseWriter
 	r          *http.Request
 	opts       Options
-	credential Credential // nil: none
+	body       *requestBody // of r; nil: it is empty
+	credential Credential   // nil: none
 	record     *Record
 	idle       *time.Timer // nil: no idle timeout
 	ctx        cancel.Context
@@ -75,7 +76,9 @@ func (x *exchange) abort(cause error) {
 	x.aborting.Lock()
 	defer x.aborting.Unlock()
 	if conn := x.conn.Load(); conn != nil {
-		conn.SetReadDeadline(time.Now())
+		if !x.body.complete() { // net/http would take the client for gone, for the next request too
+			conn.SetReadDeadline(time.Now())
+		}
 		conn.SetWriteDeadline(time.Now().Add(abortGrace))
 	}
 }
@@ -123,7 +126,7 @@ func (x *exchange) freeHeader() {
 // run sends the request and copies the response. ctx is canceled if the client
 // leaves, or by abort.
 func (x *exchange) run(ctx context.Context) error {
-	body := newRequestBody(x)
+	body := x.body
 	defer body.end()
 	resp, a, err := x.request(ctx, body)
 	if err != nil {

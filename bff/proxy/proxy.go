@@ -347,6 +347,7 @@ func (p *Proxy) Forward(w http.ResponseWriter, r *http.Request, opts Options) er
 	}
 	x.controller = *http.NewResponseController(w)
 	x.conn.Store(&x.controller)
+	x.body = newRequestBody(x)
 	var err error
 	defer func() {
 		if !x.detached {

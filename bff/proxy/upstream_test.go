@@ -104,6 +104,7 @@ func TestAnExchangeThatIsOverLeavesItsConnectionAlone(t *testing.T) {
 	d := new(deadlines)
 	x := &exchange{
 		p:          &Proxy{group: new(Group), servers: new(serverSet)},
+		body:       new(requestBody), // which was not read
 		clientLeft: func() bool { return true },
 	}
 	x.conn.Store(http.NewResponseController(d))
