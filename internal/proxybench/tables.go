@@ -24,13 +24,14 @@ The systems do different work:
 - *nginx* and *Envoy* only forward requests. nginx has one worker, Envoy one for each core.
 - *nginx with headers and log* sends the same headers as Cloakroom, and writes a log line for each
   request.
-- *Envoy with oauth2 filter* has the user's tokens in encrypted cookies and attaches the access token.
+- *Envoy with oauth2 filter* has the user's tokens in encrypted cookies and attaches the access
+  token.
 - *mod_auth_openidc*, *oauth2-proxy* and *Cloakroom* have sessions in Redis and attach the user's
   access token. oauth2-proxy and Cloakroom write a log line for each request. Cloakroom also checks
   for CSRF.
 
 The request has the headers of a browser. The upstream is as cheap as possible, or ` + "`net/http`" + ` or
-nginx if the heading says so. The last three columns compare the CPU time: they are the medians of
+nginx if the heading says so. The last four columns compare the CPU time: they are the medians of
 the ratios within each round.
 
 Figures that were published until 2026-11-28 are not comparable. Their ` + "`httputil.ReverseProxy`" + ` had
@@ -58,8 +59,8 @@ func (r *rig) tables(results benchtable.Results, cells []cell, idle, streams int
 		}
 		line("### %s\n", kind.name)
 		line("| connections | system | requests per second | p50 | p99 | CPU per request | relative to ReverseProxy " +
-			"| to nginx | to nginx with headers and log |")
-		line("|--:|---|--:|--:|--:|--:|--:|--:|--:|")
+			"| to Envoy | to nginx | to nginx with headers and log |")
+		line("|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|")
 		for _, c := range cells {
 			if c.name != kind.name {
 				continue
@@ -84,11 +85,11 @@ func (r *rig) tables(results benchtable.Results, cells []cell, idle, streams int
 				if name == ours {
 					name = "**" + name + "**"
 				}
-				line("| %d | %s | %.0f | %s | %s | %s | %s | %s | %s |", c.connections, name,
+				line("| %d | %s | %.0f | %s | %s | %s | %s | %s | %s | %s |", c.connections, name,
 					results.Median(what+" rate"),
 					benchtable.Duration(1e-6*results.Median(what+" p50")),
-					benchtable.Duration(1e-6*results.Median(what+" p99")), shown, ratio(bare), ratio(nginx),
-					ratio(nginxLike))
+					benchtable.Duration(1e-6*results.Median(what+" p99")), shown, ratio(bare), ratio(envoy),
+					ratio(nginx), ratio(nginxLike))
 			}
 		}
 		line("")
