@@ -68,7 +68,7 @@ type app struct {
 
 	logins    *limiter[[16]byte] // :: addressKey; logins that were started
 	exchanges *limiter[[16]byte] // :: addressKey; failed code exchanges
-	refreshes *limiter[[16]byte] // :: hash of the session cookie; forced refreshes
+	refreshes *limiter[[16]byte] // :: hash of Session.ID; forced refreshes
 	pace      pace.Limit         // of bodies
 
 	adminToken     session.Secret

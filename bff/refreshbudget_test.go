@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+
+	"github.com/cloakroom-bff/cloakroom/bff"
 )
 
 // The last character of a cookie has unused bits, so it has several spellings.
@@ -53,4 +55,29 @@ func TestRefreshLimitIgnoresCookieSpelling(t *testing.T) {
 	if refreshed >= 5*spellings {
 		t.Errorf("%d forced refreshes with %d spellings of the cookie, want 5", refreshed, spellings)
 	}
+}
+
+// Without a session, and while the store is down, there is nothing to limit.
+func TestRefreshLimitIsOfSessions(t *testing.T) {
+	t.Parallel()
+	store := new(readOnlyStore)
+	a := newApp(t, func(_ *app, cfg *bff.Config) {
+		store.Store = cfg.Sessions.Store
+		cfg.Sessions.Store = store
+	})
+	b := a.signedIn()
+	cookie := a.sessionCookie(b)
+	refresh := func(status int, code string) {
+		t.Helper()
+		for range 10 {
+			resp := a.browser().Fetch("POST", "/bff/session/refresh", "Cookie", cookie.Name+"="+cookie.Value)
+			wantProblem(t, resp, status, code)
+		}
+	}
+	store.down.Store(true)
+	refresh(503, "store_unavailable")
+	store.down.Store(false)
+	wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
+	wantOK(t, b.Fetch("POST", "/bff/logout"))
+	refresh(401, "not_signed_in")
 }

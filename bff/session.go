@@ -2,7 +2,6 @@ package bff
 
 import (
 	"crypto/sha256"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -41,25 +40,18 @@ func (a *app) showSession(w *response, r *http.Request) error {
 }
 
 // refreshSession refreshes the tokens immediately. Each call is a request to
-// the provider, so each session has a budget of calls. The key of the budget is
-// a hash of the decoded cookie, because several texts decode to the same bytes.
-// It needs no access to the store.
+// the provider, so each session has a budget of calls.
 func (a *app) refreshSession(w *response, r *http.Request) error {
-	if cookies := cookiesWithPrefix(r, a.cookie.Name()+"=", 2); len(cookies) == 1 {
-		sealed, err := base64.URLEncoding.DecodeString(cookies[0].value)
-		if err != nil {
-			sealed = nil // it opens no session
-		}
-		sum := sha256.Sum256(sealed)
-		if wait := a.refreshes.take([16]byte(sum[:])); wait > 0 {
-			return tooManyRequests(wait, "the session has used up its forced refreshes")
-		}
-	}
 	current, err := a.findSession(r)
-	if err == nil {
-		current, err = a.sessions.Refresh(r.Context(), current)
-	}
 	if err != nil {
+		return err
+	}
+	w.setSession(current)
+	sum := sha256.Sum256([]byte(current.ID))
+	if wait := a.refreshes.take([16]byte(sum[:])); wait > 0 {
+		return tooManyRequests(wait, "the session has used up its forced refreshes")
+	}
+	if current, err = a.sessions.Refresh(r.Context(), current); err != nil {
 		return err
 	}
 	return a.writeSession(w, current)
