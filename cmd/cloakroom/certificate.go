@@ -37,7 +37,8 @@ type certificate struct {
 	reminded time.Time
 }
 
-// loadCertificate reads the files. The error is a *config.Error.
+// loadCertificate reads the files. The error joins a *config.Error for each
+// mistake.
 func loadCertificate(files config.TLS, log *slog.Logger) (*certificate, error) {
 	c := &certificate{files: files, log: log}
 	c.seen = c.state()
@@ -58,13 +59,18 @@ func (c *certificate) use(other *certificate) {
 }
 
 func (c *certificate) load() (*tls.Certificate, error) {
-	certPEM, err := os.ReadFile(c.files.CertFile)
-	if err != nil {
-		return nil, &config.Error{Key: "server.tls.cert_file", Value: c.files.CertFile, Err: err}
+	var unread []error // one for each file
+	read := func(key, file string) []byte {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			unread = append(unread, &config.Error{Key: key, Value: file, Err: err})
+		}
+		return text
 	}
-	keyPEM, err := os.ReadFile(c.files.KeyFile)
-	if err != nil {
-		return nil, &config.Error{Key: "server.tls.key_file", Value: c.files.KeyFile, Err: err}
+	certPEM := read("server.tls.cert_file", c.files.CertFile)
+	keyPEM := read("server.tls.key_file", c.files.KeyFile)
+	if err := errors.Join(unread...); err != nil {
+		return nil, err
 	}
 	loaded, err := tls.X509KeyPair(certPEM, keyPEM)
 	if err != nil {

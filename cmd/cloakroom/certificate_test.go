@@ -159,6 +159,8 @@ func TestCertificateErrorsAreReportedWithAllOthers(t *testing.T) {
 	good, matching := writeFile(t, "a.crt", cert), writeFile(t, "a.key", key)
 	other, junk := writeFile(t, "b.key", otherKey), writeFile(t, "junk", "junk")
 	for name, test := range map[string]struct{ cert, key, want string }{
+		"neither": {"/nowhere/tls.crt", "/nowhere/tls.key", "server.tls.cert_file: open /nowhere/tls.crt: " +
+			"no such file or directory\nserver.tls.key_file: open /nowhere/tls.key"},
 		"no certificate": {"/nowhere/tls.crt", matching, "server.tls.cert_file: open /nowhere/tls.crt"},
 		"no key":         {good, "/nowhere/tls.key", "server.tls.key_file: open /nowhere/tls.key"},
 		"junk":           {junk, matching, "server.tls: "},

@@ -68,24 +68,40 @@ func (t UpstreamTLS) load(key string, problems *Errors) *tls.Config {
 	roots, err := certPool(t.CAFile)
 	if err != nil {
 		problems.add(key+".ca_file", "%w", err)
-		return nil
 	}
 	cfg := &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
 	switch {
 	case t.CertFile == "" && t.KeyFile == "":
+		if err != nil {
+			return nil
+		}
 		return cfg
 	case t.CertFile == "" || t.KeyFile == "":
 		problems.add(key, "set both cert_file and key_file, or neither")
 		return nil
 	}
-	cert, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile)
-	if err != nil {
+	cert, certErr := tls.LoadX509KeyPair(t.CertFile, t.KeyFile)
+	if certErr != nil {
 		problems.add(key+".cert_file", "%q and key_file %q are not a certificate and its key: %w",
-			t.CertFile, t.KeyFile, err)
+			t.CertFile, t.KeyFile, certErr)
+		addUnreadKey(t.CertFile, t.KeyFile, key+".key_file", problems)
+	}
+	if err != nil || certErr != nil {
 		return nil
 	}
 	cfg.Certificates = []tls.Certificate{cert}
 	return cfg
+}
+
+// addUnreadKey reports that a private key cannot be read if its certificate
+// cannot either: tls.LoadX509KeyPair reports the certificate alone.
+func addUnreadKey(certFile, keyFile, key string, problems *Errors) {
+	if _, err := os.ReadFile(certFile); err == nil {
+		return
+	}
+	if _, err := os.ReadFile(keyFile); err != nil {
+		problems.add(key, "%w", err)
+	}
 }
 
 // Config returns the TLS configuration for a connection. Its files are read.

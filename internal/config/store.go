@@ -169,6 +169,7 @@ func (s *Store) clientCertificate(scheme string, problems *Errors) func() (*tls.
 	if _, err := read(); err != nil {
 		problems.add("store.cert_file",
 			"%q and store.key_file %q are not a certificate and its key: %w", s.CertFile, s.KeyFile, err)
+		addUnreadKey(s.CertFile, s.KeyFile, "store.key_file", problems)
 	}
 	return read
 }
