@@ -218,9 +218,20 @@ func (b *requestBody) complete() bool {
 }
 
 // end stops the reading of the body: the upstream has responded without it.
+// When it returns, nothing waits for the client. If a reader found the end of
+// the body while net/http ends the request or gives the connection away,
+// net/http would wait until the client sends more or leaves.
 func (b *requestBody) end() {
 	b.stopPace()
-	if !b.complete() {
-		b.x.conn.Load().SetReadDeadline(time.Now())
+	if b.complete() {
+		return
+	}
+	unsupported := b.x.conn.Load().SetReadDeadline(time.Now())
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.attempt++ // no reader is of it
+	b.waiting.Broadcast()
+	for unsupported == nil && b.reading {
+		b.waiting.Wait()
 	}
 }

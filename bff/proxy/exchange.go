@@ -445,6 +445,7 @@ func (x *exchange) resetHTTP10() {
 	if x.r.ProtoMajor != 1 || x.r.ProtoMinor != 0 || len(x.w.Header()["Content-Length"]) > 0 {
 		return
 	}
+	x.body.end()
 	if client, _, err := x.conn.Load().Hijack(); err == nil {
 		hijack.Reset(client)
 	}

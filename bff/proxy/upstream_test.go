@@ -6,7 +6,10 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -116,5 +119,53 @@ func TestAnExchangeThatIsOverLeavesItsConnectionAlone(t *testing.T) {
 	x.abort(errShutdown)
 	if d.set != 2 {
 		t.Error("a deadline was set when the exchange was over")
+	}
+}
+
+// unreadBody is the body of a request whose client sends nothing more. A read
+// ends some time after its deadline.
+type unreadBody struct {
+	http.ResponseWriter
+	deadline chan struct{}
+	reads    atomic.Int32 // in progress
+}
+
+func (b *unreadBody) Read([]byte) (int, error) {
+	b.reads.Add(1)
+	defer b.reads.Add(-1)
+	<-b.deadline
+	time.Sleep(50 * time.Millisecond)
+	return 0, os.ErrDeadlineExceeded
+}
+
+func (b *unreadBody) Close() error { return nil }
+
+func (b *unreadBody) SetReadDeadline(time.Time) error {
+	b.deadline <- struct{}{} // there is a reader, and only one
+	return nil
+}
+
+// If a goroutine reads the end of the body when the handler has returned,
+// net/http may wait for it forever.
+func TestNothingReadsTheBodyAfterTheHandler(t *testing.T) {
+	t.Parallel()
+	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.NewResponseController(w).EnableFullDuplex()
+		io.WriteString(w, "early")
+	}))
+	defer upstream.Close()
+	p, err := New(Upstream{URLs: []string{upstream.URL}, Path: "/"}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	w := httptest.NewRecorder()
+	body := &unreadBody{ResponseWriter: w, deadline: make(chan struct{})}
+	r := httptest.NewRequestWithContext(t.Context(), "POST", "/", body)
+	if err := p.Forward(body, r, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if n := body.reads.Load(); n != 0 || w.Body.String() != "early" {
+		t.Errorf("%d reads are in progress after the response %q", n, w.Body)
 	}
 }
