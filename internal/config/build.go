@@ -3,6 +3,7 @@ package config
 import (
 	"cmp"
 	"context"
+	"crypto"
 	"crypto/tls"
 	"fmt"
 	"io/fs"
@@ -298,24 +299,25 @@ func (c *Config) provider(problems *Errors) bff.ProviderConfig {
 	}
 	if p.ClientKeys, err = parseKeys([]byte(o.ClientKey.Reveal())); err != nil {
 		problems.add("oidc.client_key", "[redacted] %w", err)
-		return p
 	}
 	if o.ClientCertFile != "" {
-		p.ClientCertificate = o.clientCertificate(problems)
+		p.ClientCertificate = o.clientCertificate(p.ClientKeys, problems)
 	}
 	return p
 }
 
 // clientCertificate reads client_cert_file, the certificate for the first key
-// in client_key. It returns nil after a mistake.
-func (o *OIDC) clientCertificate(problems *Errors) *tls.Certificate {
+// in client_key. keys are those in client_key, none after a mistake in it.
+// clientCertificate returns nil after a mistake.
+func (o *OIDC) clientCertificate(keys []crypto.Signer, problems *Errors) *tls.Certificate {
 	if o.ClientKey == "" {
 		problems.add("oidc.client_key", "missing; client_cert_file needs its private key here")
-		return nil
 	}
 	pem, err := os.ReadFile(o.ClientCertFile)
 	if err != nil {
 		problems.add("oidc.client_cert_file", "%w", err)
+	}
+	if err != nil || len(keys) == 0 {
 		return nil
 	}
 	cert, err := tls.X509KeyPair(pem, []byte(o.ClientKey.Reveal()))

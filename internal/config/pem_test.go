@@ -26,3 +26,28 @@ routes: [{path: /api/, upstream: "https://api", token: user, upstream_tls: `+fil
 		}
 	}
 }
+
+func TestClientKeyAndCertificateAreReportedAtOnce(t *testing.T) {
+	t.Parallel()
+	for key, want := range map[string]string{
+		"":             "oidc.client_key: missing",
+		"junk":         "oidc.client_key: [redacted] does not consist",
+		"/nowhere/key": "oidc.client_key_file: open /nowhere/key",
+	} {
+		source := "client_key: " + key
+		if key == "/nowhere/key" {
+			source = "client_key_file: " + key
+		}
+		c, unread := load(t, `
+server: {public_url: "https://app.example.com"}
+oidc: {issuer: "https://id.example.com", client_id: spa, client_auth: private_key_jwt, client_cert_file: /nowhere/crt,
+  `+source+`}
+`, nil)
+		text := Merge(unread, c.Validate(slog.New(slog.DiscardHandler))).Error()
+		for _, line := range []string{want, "oidc.client_cert_file: open /nowhere/crt"} {
+			if strings.Count(text, line) != 1 {
+				t.Errorf("%s: got\n%s\nwant %q once", source, text, line)
+			}
+		}
+	}
+}
