@@ -171,7 +171,7 @@ func (a *app) backchannelLogout(w *response, r *http.Request) error {
 	}
 	// Remembered only now: after a failure the provider may send the same token
 	// again.
-	if _, err := a.store.Create(ctx, seen, []byte(rand.Text()), time.Until(token.Expiry)+2*oidc.ClockSkew); err != nil {
+	if _, err := a.store.Create(ctx, seen, []byte(rand.Text()), token.Life()); err != nil {
 		return fmt.Errorf("%w: remember the logout token: %w", session.ErrStore, err)
 	}
 	w.WriteHeader(http.StatusOK)

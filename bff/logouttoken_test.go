@@ -331,6 +331,21 @@ func TestLogoutTokenCannotBeReplayed(t *testing.T) {
 	wantRefused(t, "retry after a success", a.sendLogoutToken(form), "bad_logout_token")
 }
 
+// Its jti is remembered for as long as its iat is recent, however far exp is
+// ahead.
+func TestLogoutTokenThatExpiresInCenturiesCannotBeReplayed(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	_, sid := a.signedInWithSID()
+	form := url.Values{"logout_token": {a.logoutToken("", sid, devidp.Hooks{
+		EditLogoutToken: func(_, claims map[string]any) { claims["exp"] = 32503680000 }, // in the year 3000
+	})}}
+	if resp := a.sendLogoutToken(form); resp.StatusCode != 200 {
+		t.Fatalf("got %d %s, want 200", resp.StatusCode, resp.Text)
+	}
+	wantRefused(t, "the replay", a.sendLogoutToken(form), "bad_logout_token")
+}
+
 // Back-Channel Logout 2.8: a logout token whose processing failed can be sent
 // again.
 func TestFailedLogoutTokenCanBeRetried(t *testing.T) {

@@ -25,6 +25,12 @@ type LogoutToken struct {
 	Expiry  time.Time // exp
 }
 
+// Life returns how long VerifyLogoutToken may accept the token again at most,
+// from now: exp may be centuries ahead, but iat is soon too old.
+func (t *LogoutToken) Life() time.Duration {
+	return min(time.Until(t.Expiry), maxLogoutTokenAge+ClockSkew) + 2*ClockSkew
+}
+
 // VerifyLogoutToken verifies a logout token (OpenID Connect Back-Channel
 // Logout, section 2.6). It does NOT detect a token that was sent before: the
 // caller does that with ID. Any client can send one, so the signature is
