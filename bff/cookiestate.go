@@ -94,8 +94,10 @@ func (a *app) renewCookie(
 // endSession ends the request's session for a reason, deletes the cookie, and
 // returns the session as it was; nil if there was none, which is not an error.
 // If the store fails, the session lives on and the cookie stays. A cookie of
-// another App stays too.
+// another App stays too. The session also ends if the browser goes away, as it
+// does when the user closes the window after a click.
 func (a *app) endSession(w http.ResponseWriter, r *http.Request, reason session.Reason) (*session.Session, error) {
+	r = uncancelled(r)
 	current, err := a.findSession(r)
 	if err == nil {
 		err = a.sessions.End(r.Context(), current, reason)
@@ -107,6 +109,11 @@ func (a *app) endSession(w http.ResponseWriter, r *http.Request, reason session.
 		a.cookie.Clear(w)
 	}
 	return current, nil
+}
+
+// uncancelled returns r with a context that goes on if the client goes away.
+func uncancelled(r *http.Request) *http.Request {
+	return r.WithContext(context.WithoutCancel(r.Context()))
 }
 
 // cookieRefused counts and logs a cookie that is not used, once a request

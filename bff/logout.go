@@ -158,7 +158,8 @@ func (a *app) backchannelLogout(w *response, r *http.Request) error {
 	if err != nil {
 		return problem.BadLogoutToken.WithCause(err)
 	}
-	sum := a.app.Digest(token.ID) // a jti is unique for its issuer and client alone
+	ctx = context.WithoutCancel(ctx) // the sessions end also if the provider does not wait
+	sum := a.app.Digest(token.ID)    // a jti is unique for its issuer and client alone
 	seen := "logout:" + base64.RawURLEncoding.EncodeToString(sum[:16])
 	if _, _, found, err := a.store.Get(ctx, seen); err != nil {
 		return fmt.Errorf("%w: look for the logout token: %w", session.ErrStore, err)

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"strings"
 	"sync/atomic"
@@ -375,6 +376,87 @@ func (s *forgetfulStore) Members(ctx context.Context, keys ...string) ([]string,
 		return nil, errors.New("LOADING")
 	}
 	return s.Memory.Members(ctx, keys...)
+}
+
+// The user closes the window, the provider does not wait: the sessions end all
+// the same.
+func TestSessionsEndAlsoIfTheClientIsGone(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, func(_ *app, cfg *bff.Config) {
+		cfg.Sessions.Store = obedientStore{new(tokenstore.Memory)}
+		cfg.Sessions.CacheMaxAge = 1 // every read is of the store
+	})
+	gone, leave := context.WithCancel(t.Context())
+	leave()
+	for name, test := range map[string]struct {
+		method, path string
+		header       []string
+		other        bool // the session that ends is not the request's
+	}{
+		"logout":          {"POST", "/bff/logout", []string{"X-CSRF", "1"}, false},
+		"the one session": {"DELETE", "/bff/sessions/{id}", []string{"X-CSRF", "1"}, true},
+		"the others":      {"DELETE", "/bff/sessions", []string{"X-CSRF", "1"}, true},
+		"front channel": {"GET", "/bff/frontchannel-logout?iss=" + url.QueryEscape(a.provider.Issuer) + "&sid={sid}",
+			[]string{"Sec-Fetch-Site", "same-site"}, false},
+		"back channel": {"POST", "/bff/backchannel-logout",
+			[]string{"Content-Type", "application/x-www-form-urlencoded"}, false},
+	} {
+		victim, sid := a.signedInWithSID()
+		sender, body := victim, ""
+		if test.other {
+			sender = a.signedIn()
+		}
+		if name == "back channel" {
+			body = url.Values{"logout_token": {a.logoutToken("", sid, devidp.Hooks{})}}.Encode()
+		}
+		path := strings.NewReplacer("{id}", a.sessionID(victim), "{sid}", sid).Replace(test.path)
+		r := httptest.NewRequestWithContext(gone, test.method, path, strings.NewReader(body))
+		r.Host = strings.TrimPrefix(a.url, "http://")
+		for i := 0; i < len(test.header); i += 2 {
+			r.Header.Set(test.header[i], test.header[i+1])
+		}
+		for _, c := range sender.Cookies() {
+			r.AddCookie(c)
+		}
+		w := httptest.NewRecorder()
+		func() {
+			defer func() { // as net/http does
+				if cause := recover(); cause != nil && cause != http.ErrAbortHandler {
+					t.Errorf("%s: panic: %v", name, cause)
+				}
+			}()
+			a.server.ServeHTTP(w, r)
+		}()
+		if resp := victim.Fetch("GET", "/api/x"); resp.StatusCode != 401 {
+			t.Errorf("%s: the session goes on: got %d, want 401; the response was %d %s", name, resp.StatusCode,
+				w.Code, w.Body)
+		}
+	}
+}
+
+// obedientStore does nothing for a context that has ended, as a store behind a
+// network.
+type obedientStore struct{ *tokenstore.Memory }
+
+func (s obedientStore) Get(ctx context.Context, key string) ([]byte, time.Duration, bool, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, 0, false, err
+	}
+	return s.Memory.Get(ctx, key)
+}
+
+func (s obedientStore) Members(ctx context.Context, keys ...string) ([]string, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	return s.Memory.Members(ctx, keys...)
+}
+
+func (s obedientStore) Delete(ctx context.Context, keys ...string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return s.Memory.Delete(ctx, keys...)
 }
 
 func TestLogoutBeforeTheCallbackWins(t *testing.T) {

@@ -82,6 +82,7 @@ func timeOrNull(t time.Time) *time.Time {
 // endSessionByID ends one session of the user. The session of the request ends
 // as in a logout.
 func (a *app) endSessionByID(w *response, r *http.Request) error {
+	r = uncancelled(r)
 	current, err := a.findSession(r)
 	if err != nil {
 		return err
@@ -102,6 +103,7 @@ func (a *app) endSessionByID(w *response, r *http.Request) error {
 
 // endOtherSessions ends all sessions of the user but that of the request.
 func (a *app) endOtherSessions(w *response, r *http.Request) error {
+	r = uncancelled(r)
 	current, err := a.findSession(r)
 	if err != nil {
 		return err

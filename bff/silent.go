@@ -77,6 +77,7 @@ func writeSilent(w *response, status int, authenticated bool) {
 //   - in a frame of another site: browsers withhold the session cookie there,
 //     so that nothing can be ended. Back-channel logout has no such limit.
 func (a *app) frontchannelLogout(w *response, r *http.Request) error {
+	r = uncancelled(r)
 	h := w.Header()
 	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors "+a.provider.IssuerOrigin())
 	h.Set("Content-Type", "text/html; charset=utf-8")
