@@ -19,7 +19,7 @@ import (
 // login starts an attempt and sends the browser to the provider.
 func (a *app) login(w *response, r *http.Request) error {
 	w.page, w.login = loginPage, true
-	q := r.URL.Query()
+	q, _ := parseQuery(r.URL.RawQuery) // what cannot be decoded is left out
 	ownPage := startedByOwnPage(r)
 	returnTo := a.returnTo(a.askedPath(q.Get("return_to")), ownPage)
 	at := &attempt{ReturnTo: returnTo, OwnPage: ownPage, CrossSite: crossSite(r)}
@@ -379,18 +379,23 @@ type authResponse struct {
 // client can send one, and to parse a long one costs more than to refuse it.
 const maxAuthResponse = 16 << 10
 
-// parseAuthResponse reads the parameters of a callback. A semicolon, which
-// net/url refuses, is part of a value.
+// parseAuthResponse reads the parameters of a callback.
 func parseAuthResponse(parameters string) (authResponse, error) {
 	if len(parameters) > maxAuthResponse {
 		return authResponse{}, fmt.Errorf("it has %d bytes, want at most %d", len(parameters), maxAuthResponse)
 	}
-	q, err := url.ParseQuery(strings.ReplaceAll(parameters, ";", "%3B"))
+	q, err := parseQuery(parameters)
 	if err != nil {
 		return authResponse{}, err
 	}
 	resp, err := oidc.ParseResponse(q)
 	return authResponse{resp, q.Has(relayedParam)}, err
+}
+
+// parseQuery is url.ParseQuery for which a semicolon is part of a value, as it
+// is for browsers. net/url leaves out the whole parameter.
+func parseQuery(raw string) (url.Values, error) {
+	return url.ParseQuery(strings.ReplaceAll(raw, ";", "%3B"))
 }
 
 // errAuthenticationExpired is a response of Keycloak: the user took longer to

@@ -847,6 +847,19 @@ func TestReturnToIsPreservedExactly(t *testing.T) {
 	}
 }
 
+// A browser leaves a semicolon in a query as it is.
+func TestSemicolonIsPartOfALoginParameter(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, unpushed)
+	resp := a.browser().SignIn("alice", "return_to=/a;b=1")
+	wantRedirect(t, "login", resp, 303, "/a;b=1")
+	asked := a.browser().Navigate("/bff/login?acr_values=urn:gold;v=2").Location(t).Query()
+	if got := asked.Get("acr_values"); got != "urn:gold;v=2" {
+		t.Errorf("acr_values: got %q, want urn:gold;v=2", got)
+	}
+	wantPage(t, a.browser().Navigate("/bff/login?max_age=0;"), 400, "bad_login_parameter")
+}
+
 // RFC 9700 4.11.1: a whole login with a hostile return_to ends at this origin.
 func TestLoginRedirectsToNoOtherOrigin(t *testing.T) {
 	t.Parallel()
