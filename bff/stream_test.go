@@ -46,6 +46,31 @@ func TestEventArrivesBeforeTheNextIsSent(t *testing.T) {
 	})
 }
 
+// To a client that sends a head that is too large, the server would respond,
+// which it cannot during a stream. It must notice nevertheless that the client
+// leaves, and not read for ever what nothing sends.
+func TestAStreamEndsIfItsClientSendsALargeHead(t *testing.T) {
+	eachUpstreamProtocol(t, 1, func(t *testing.T, w *protocolPair) {
+		ended := make(chan struct{}, 2)
+		w.handle(func(rw http.ResponseWriter, r *http.Request) {
+			rw.Header().Set("Content-Type", "text/event-stream")
+			flush(rw)
+			<-r.Context().Done()
+			ended <- struct{}{}
+		})
+		for _, connection := range []string{"keep-alive", "keep-alive, X"} { // the latter is left to net/http
+			c, r := w.dial(t)
+			io.WriteString(c, w.head("GET", "x")+"Connection: "+connection+"\r\n\r\n")
+			if _, err := http.ReadResponse(r, nil); err != nil {
+				t.Fatal(err)
+			}
+			io.WriteString(c, "GET / HTTP/1.1\r\n"+strings.Repeat("A:\r\n", 2000))
+			c.Close()
+			await(t, connection+": the end of the stream", ended)
+		}
+	})
+}
+
 // A response in chunks is sent as it arrives, wherever the upstream pauses: a
 // client has the head before the body, and each byte of data before the next.
 // One that has arrived as a whole needs no chunks.
