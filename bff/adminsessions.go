@@ -233,6 +233,7 @@ func (a *app) revokeSessions(w http.ResponseWriter, r *http.Request) error {
 // provider: by is id, sub or sid. It returns the IDs of those that it ended,
 // also beside an error.
 func (a *app) revokeFor(r *http.Request, by, value string) (ended []string, err error) {
+	r = uncancelled(r)
 	ended = []string{} // [] in JSON
 	switch by {
 	case "id":

@@ -17,6 +17,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
 	"github.com/cloakroom-bff/cloakroom/session"
+	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
 
 const adminToken = "the token of administrators"
@@ -378,4 +379,33 @@ func TestAdminSessionsWhileStoreIsDown(t *testing.T) {
 	}
 	a.store.setDown(nil)
 	wantCall(t, b, 200)
+}
+
+// An administrator may interrupt the command before it has ended all sessions.
+func TestRevocationEndsSessionsAlsoIfTheClientIsGone(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, func(a *app, cfg *bff.Config) {
+		withAdminToken(a, cfg)
+		cfg.Sessions.Store = obedientStore{new(tokenstore.Memory)}
+	})
+	gone, leave := context.WithCancel(t.Context())
+	leave()
+	for name, request := range map[string]func(id string) *http.Request{
+		"all of a user": func(string) *http.Request {
+			return httptest.NewRequestWithContext(gone, "POST", "/admin/revoke", strings.NewReader(`{"sub": "alice"}`))
+		},
+		"one": func(id string) *http.Request {
+			return httptest.NewRequestWithContext(gone, "DELETE", "/admin/sessions/"+id, nil)
+		},
+	} {
+		b := a.signedIn()
+		r := request(a.sessionID(b))
+		r.Header.Set("Authorization", "Bearer "+adminToken)
+		w := httptest.NewRecorder()
+		a.server.Admin().ServeHTTP(w, r)
+		if resp := b.Fetch("GET", "/api/x"); resp.StatusCode != 401 {
+			t.Errorf("%s: the session goes on: got %d, want 401; the response was %d %s", name, resp.StatusCode,
+				w.Code, w.Body)
+		}
+	}
 }
