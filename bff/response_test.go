@@ -1,11 +1,13 @@
 package bff_test
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/base64"
 	"encoding/binary"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
@@ -59,16 +61,28 @@ func TestTruncatedResponseResetsHTTP10(t *testing.T) {
 					panic(http.ErrAbortHandler)
 				}
 			})
-			c, r := w.dial(t)
-			io.WriteString(c, strings.Replace(w.head("GET", "x")+"\r\n", "HTTP/1.1", "HTTP/1.0", 1))
-			resp, err := http.ReadResponse(r, nil)
-			if err != nil {
-				t.Fatal(err)
+			head := strings.Replace(w.head("GET", "x")+"\r\n", "HTTP/1.1", "HTTP/1.0", 1)
+			var bodies []io.Reader
+			for _, addr := range []string{w.plain, strings.TrimPrefix(w.url, "http://")} { // of NewListener, and of Run
+				c, err := net.Dial("tcp", addr)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer c.Close()
+				c.SetDeadline(time.Now().Add(testTimeout))
+				io.WriteString(c, head)
+				resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				wantBytes(t, "response", resp.Body, "begun")
+				bodies = append(bodies, resp.Body)
 			}
-			wantBytes(t, "response", resp.Body, "begun")
 			close(seen)
-			if rest, err := io.ReadAll(resp.Body); (err != nil) != truncated || len(rest) > 0 {
-				t.Errorf("truncated %v: then got %q, %v", truncated, rest, err)
+			for i, body := range bodies {
+				if rest, err := io.ReadAll(body); (err != nil) != truncated || len(rest) > 0 {
+					t.Errorf("listener %d, truncated %v: then got %q, %v", i, truncated, rest, err)
+				}
 			}
 		}
 	})
