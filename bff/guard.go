@@ -31,18 +31,26 @@ func navigation(_ *app, r *http.Request) error {
 	case frameDestinations[dest], mode == "" && dest != "" && dest != "document":
 		return problem.NavigationOnly.WithCause(fmt.Errorf("Sec-Fetch-Dest is %.40q", dest))
 	}
-	return notFetched(r)
+	if err := notPrefetched(r); err != nil {
+		return err
+	}
+	return notFromScript(r)
 }
 
-// notFetched refuses a prefetch, and a request that a script has sent, also of
-// a browser that does not send Fetch Metadata.
-func notFetched(r *http.Request) error {
-	h := r.Header
+// notPrefetched refuses a prefetch.
+func notPrefetched(r *http.Request) error {
 	for _, name := range []string{"Sec-Purpose", "Purpose", "X-Moz"} {
-		if purpose := h.Get(name); strings.Contains(purpose, "prefetch") {
+		if purpose := r.Header.Get(name); strings.Contains(purpose, "prefetch") {
 			return problem.NavigationOnly.WithCause(fmt.Errorf("%s is %.40q", name, purpose))
 		}
 	}
+	return nil
+}
+
+// notFromScript refuses a request that a script has sent, also of a browser
+// that does not send Fetch Metadata.
+func notFromScript(r *http.Request) error {
+	h := r.Header
 	switch {
 	case h.Get("X-Csrf") != "", h.Get("X-Requested-With") != "":
 		return problem.NavigationOnly.WithCause(errors.New("a script sent it: X-CSRF or X-Requested-With is set"))

@@ -32,7 +32,8 @@ func (a *app) silentLogin(w *response, r *http.Request) error {
 }
 
 // sameOriginFrame accepts an iframe of this origin. The destination is empty if
-// a service worker of the app passes its navigation on.
+// a service worker of the app passes its navigation on. What a script could
+// have set counts only without Fetch Metadata.
 func sameOriginFrame(a *app, r *http.Request) error {
 	mode, dest := r.Header.Get("Sec-Fetch-Mode"), r.Header.Get("Sec-Fetch-Dest")
 	if dest != "" && dest != "iframe" && !(dest == "empty" && mode == "navigate") {
@@ -41,7 +42,10 @@ func sameOriginFrame(a *app, r *http.Request) error {
 	if site := r.Header.Get("Sec-Fetch-Site"); site != "" && site != "same-origin" {
 		return problem.CSRF.WithCause(fmt.Errorf("Sec-Fetch-Site is %.40q", site))
 	}
-	return notFetched(r)
+	if err := notPrefetched(r); err != nil || mode != "" {
+		return err
+	}
+	return notFromScript(r)
 }
 
 // inFrame reports whether a request is the navigation of an iframe.
