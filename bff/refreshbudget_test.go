@@ -6,8 +6,6 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-
-	"github.com/cloakroom-bff/cloakroom/bff"
 )
 
 // The last character of a cookie has unused bits, so it has several spellings.
@@ -61,10 +59,7 @@ func TestRefreshLimitIgnoresCookieSpelling(t *testing.T) {
 func TestRefreshLimitIsOfSessions(t *testing.T) {
 	t.Parallel()
 	store := new(readOnlyStore)
-	a := newApp(t, func(_ *app, cfg *bff.Config) {
-		store.Store = cfg.Sessions.Store
-		cfg.Sessions.Store = store
-	})
+	a := newApp(t, store.wrap)
 	b := a.signedIn()
 	cookie := a.sessionCookie(b)
 	refresh := func(status int, code string) {

@@ -33,7 +33,7 @@ func (a *app) silentLogin(w *response, r *http.Request) error {
 
 // sameOriginFrame accepts an iframe of this origin. The destination is empty if
 // a service worker of the app passes its navigation on. What a script could
-// have set counts only without Fetch Metadata.
+// have set counts only if Fetch Metadata do not name a navigation.
 func sameOriginFrame(a *app, r *http.Request) error {
 	mode, dest := r.Header.Get("Sec-Fetch-Mode"), r.Header.Get("Sec-Fetch-Dest")
 	if dest != "" && dest != "iframe" && !(dest == "empty" && mode == "navigate") {
@@ -42,7 +42,7 @@ func sameOriginFrame(a *app, r *http.Request) error {
 	if site := r.Header.Get("Sec-Fetch-Site"); site != "" && site != "same-origin" {
 		return problem.CSRF.WithCause(fmt.Errorf("Sec-Fetch-Site is %.40q", site))
 	}
-	if err := notPrefetched(r); err != nil || mode != "" {
+	if err := notPrefetched(r); err != nil || mode == "navigate" {
 		return err
 	}
 	return notFromScript(r)

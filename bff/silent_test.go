@@ -5,7 +5,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
 	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
@@ -159,10 +158,14 @@ func TestSilentLoginWorksInOwnFramesOnly(t *testing.T) {
 	for _, site := range []string{"cross-site", "same-site", "none"} {
 		wantProblem(t, b.Navigate("/bff/silent-login", "Sec-Fetch-Dest", "iframe", "Sec-Fetch-Site", site), 403, "csrf")
 	}
+	navigation := append([]string{"Sec-Fetch-Mode", "navigate", "X-CSRF", "1"}, inFrame...)
+	resp := b.Do("GET", "/bff/silent-login", "", navigation...)
+	wantStatus(t, "Fetch Metadata say that no script has sent it", resp, 302)
 	// A prefetch, and scripts of browsers without Fetch Metadata.
 	for _, header := range [][]string{
 		append([]string{"Sec-Purpose", "prefetch"}, inFrame...),
 		{"Purpose", "prefetch"}, {"X-CSRF", "1"}, {"X-Requested-With", "XMLHttpRequest"},
+		{"Sec-Fetch-Mode", "cors", "X-CSRF", "1"},
 		{"Accept", "application/json"},
 	} {
 		wantProblem(t, b.Do("GET", "/bff/silent-login", "", header...), 401, "navigation_only")
@@ -173,10 +176,7 @@ func TestSilentLoginWorksInOwnFramesOnly(t *testing.T) {
 func TestSilentLoginInAnOutageOfTheStore(t *testing.T) {
 	t.Parallel()
 	store := new(readOnlyStore)
-	a := newApp(t, func(_ *app, cfg *bff.Config) {
-		store.Store = cfg.Sessions.Store
-		cfg.Sessions.Store = store
-	})
+	a := newApp(t, store.wrap)
 	b := a.signedIn()
 	store.down.Store(true)
 	page := b.Navigate("/bff/silent-login", inFrame...)

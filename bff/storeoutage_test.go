@@ -18,6 +18,11 @@ type readOnlyStore struct {
 	down, full atomic.Bool
 }
 
+// wrap has an app use s in front of its store.
+func (s *readOnlyStore) wrap(_ *app, cfg *bff.Config) {
+	s.Store, cfg.Sessions.Store = cfg.Sessions.Store, s
+}
+
 var errFull = errors.New("OOM command not allowed")
 
 func (s *readOnlyStore) Get(ctx context.Context, key string) ([]byte, time.Duration, bool, error) {
@@ -44,10 +49,7 @@ func (s *readOnlyStore) Acquire(ctx context.Context, key, owner string, ttl time
 func TestStoreOutageIsLoggedOnce(t *testing.T) {
 	t.Parallel()
 	store := new(readOnlyStore)
-	a := newApp(t, func(_ *app, cfg *bff.Config) {
-		store.Store = cfg.Sessions.Store
-		cfg.Sessions.Store = store
-	})
+	a := newApp(t, store.wrap)
 	count := func(msg string) int { return len(a.logs.lines(t, msg)) }
 	down := func() int { return count("store unavailable; sessions are kept") }
 	b := a.signedIn()
@@ -94,10 +96,7 @@ func TestStoreOutageIsNoticedWhileIdle(t *testing.T) {
 	t.Parallel()
 	store := new(readOnlyStore)
 	store.down.Store(true)
-	a := newApp(t, func(_ *app, cfg *bff.Config) {
-		store.Store = cfg.Sessions.Store
-		cfg.Sessions.Store = store
-	})
+	a := newApp(t, store.wrap)
 	count := func(msg string) int { return len(a.logs.lines(t, msg)) }
 	waitFor(t, "the outage is logged", func() bool { return count("store unavailable; sessions are kept") == 1 })
 	store.down.Store(false)
