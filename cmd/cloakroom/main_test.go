@@ -300,10 +300,12 @@ func ready(t *testing.T, admin string) {
 // until its store announces changes, which may be after it is ready.
 func waitForCache(t *testing.T, admin string) {
 	t.Helper()
+	// Other tests close the idle connections of http.DefaultTransport.
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	eventually(t, 20*time.Second, "the cache is used", func() bool {
-		resp, err := http.Get("http://" + admin + "/readyz?verbose")
+		resp, err := client.Get("http://" + admin + "/readyz?verbose")
 		if err != nil {
-			return false // another test closes idle connections of http.DefaultTransport
+			t.Fatal(err)
 		}
 		defer resp.Body.Close()
 		body, _ := io.ReadAll(resp.Body)
