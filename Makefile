@@ -206,7 +206,7 @@ lint: ## check formatting, text, vet, staticcheck and known vulnerabilities
 
 # The three benchmarks write their figures into docs/performance.md. BENCH passes
 # more flags, see go doc ./internal/proxybench and ./internal/sessionbench.
-bench: setup bench-setup bench-bearer ## measure proxied calls and package bearer beside others (15 minutes)
+bench: setup bench-setup bench-bearer ## measure proxied calls and package bearer beside others (20 minutes)
 	$(GO) run ./internal/proxybench -o docs/performance.md -envoy $(CACHE)/bench/envoy/bin/envoy \
 		-oauth2-proxy $(CACHE)/bench/oauth2-proxy $(BENCH)
 
