@@ -102,7 +102,7 @@ func (s *connections) count() (open, limit int) {
 // was refused.
 func (s *connections) admit(c net.Conn) net.Conn {
 	if sc, ok := c.(syscall.Conn); ok && descriptors.IsReserved(sc) {
-		socket.Reset(c)
+		reset(c)
 		s.reportExhausted(syscall.EMFILE)
 		return nil
 	}
@@ -123,7 +123,7 @@ func (s *connections) admit(c net.Conn) net.Conn {
 	s.mu.Unlock()
 	s.closeReplaced(old)
 	if !admitted {
-		socket.Reset(c)
+		reset(c)
 		client := clientOf(c)
 		if scarce {
 			s.memory.refuse(s.log, client)
@@ -241,6 +241,15 @@ func limitedOf(c net.Conn) *limitedConn {
 func clientOf(c net.Conn) string {
 	client, _, _ := net.SplitHostPort(c.RemoteAddr().String())
 	return client
+}
+
+// reset closes a connection so that the client sees an error at once and the
+// kernel keeps nothing of it.
+func reset(c net.Conn) {
+	if tcp, ok := c.(*net.TCPConn); ok {
+		tcp.SetLinger(0)
+	}
+	c.Close()
 }
 
 // limitedConn is a connection that counts until it is closed.

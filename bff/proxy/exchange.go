@@ -18,8 +18,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/internal/cancel"
 	"github.com/cloakroom-bff/cloakroom/internal/dpop"
+	"github.com/cloakroom-bff/cloakroom/internal/hijack"
 	"github.com/cloakroom-bff/cloakroom/internal/pace"
-	"github.com/cloakroom-bff/cloakroom/internal/socket"
 	"github.com/cloakroom-bff/cloakroom/internal/span"
 	"github.com/cloakroom-bff/cloakroom/internal/urlpath"
 )
@@ -447,7 +447,7 @@ func (x *exchange) resetHTTP10() {
 	}
 	x.body.end()
 	if client, _, err := x.conn.Load().Hijack(); err == nil {
-		socket.Reset(client)
+		hijack.Reset(client)
 	}
 }
 

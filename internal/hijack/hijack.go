@@ -95,6 +95,22 @@ func (r *Response) SetWriteDeadline(t time.Time) error { return r.conn.SetWriteD
 // Close closes the connection.
 func (r *Response) Close() { r.conn.Close() }
 
+// Reset closes a connection that was taken over so that its client sees that
+// something is missing: neither TCP nor TLS ends in order.
+func Reset(c net.Conn) {
+	for {
+		outer, ok := c.(interface{ NetConn() net.Conn })
+		if !ok {
+			break
+		}
+		c = outer.NetConn()
+	}
+	if tcp, ok := c.(interface{ SetLinger(seconds int) error }); ok {
+		tcp.SetLinger(0)
+	}
+	c.Close()
+}
+
 // WaitForClient waits until the client leaves, or the connection is closed.
 // What the client sends is ignored, up to maxIgnored: no client of a stream
 // sends much. Besides, an http1.ServerConn yields letters without end instead

@@ -52,22 +52,6 @@ type netConn struct {
 func (c netConn) Read(p []byte) (int, error)  { return c.rw.Read(p) }
 func (c netConn) Write(p []byte) (int, error) { return c.rw.Write(p) }
 
-// Reset closes a connection so that its client sees at once that something is
-// missing: neither TCP nor TLS ends in order. The kernel keeps nothing of it.
-func Reset(c net.Conn) {
-	for {
-		outer, ok := c.(interface{ NetConn() net.Conn })
-		if !ok {
-			break
-		}
-		c = outer.NetConn()
-	}
-	if tcp, ok := c.(interface{ SetLinger(seconds int) error }); ok {
-		tcp.SetLinger(0)
-	}
-	c.Close()
-}
-
 // plain is a Conn of any connection.
 type plain struct {
 	net.Conn
