@@ -55,6 +55,26 @@ func TestStoreWithoutTracking(t *testing.T) {
 	}
 }
 
+// In RESP2, Redis accepts CLIENT TRACKING, and announces nothing. Connections
+// are in RESP2 where HELLO is disabled, or unknown to a proxy.
+func TestStoreWithoutRESP3(t *testing.T) {
+	t.Parallel()
+	for _, program := range redistest.Programs {
+		t.Run(program.Name, func(t *testing.T) {
+			t.Parallel()
+			server := program.Start(t, "--rename-command", "HELLO", "")
+			if got := server.Do("HELLO", "3"); !strings.HasPrefix(got, "-ERR unknown command") {
+				t.Fatalf("HELLO: got %q, want an unknown command", got)
+			}
+			store, log := openLogged(t, server.URL())
+			w, other := watch(t, store), openRedis(t, server.URL())
+			eventually(t, "caches are valid", w.valid)
+			wantAnnounced(t, other, w, "by another replica")
+			wantUntracked(t, log)
+		})
+	}
+}
+
 func TestWatchReconnectsWithoutTracking(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t, append([]string{"--user", "cloakroom", "on", ">pw"}, everythingButTracking...)...)

@@ -34,8 +34,9 @@ const (
 // Watch is part of session.Store. Each master announces, on a connection of its
 // own, every key under the prefix that is written (CLIENT TRACKING in
 // broadcasting mode). That takes about 0.1 ms and covers all writers. If Redis
-// refuses that, Watch subscribes to the keys that Redis stores publish when
-// they write. Watch reconnects until ctx is done.
+// refuses that, or the protocol RESP3 that it needs, Watch subscribes to the
+// keys that Redis stores publish when they write. Watch reconnects until ctx is
+// done.
 func (s *Redis) Watch(ctx context.Context, onChange func(key string), onValid func(until time.Time)) {
 	failures := 0 // in a row, while Redis responded to other requests
 	for first := true; ctx.Err() == nil; {
@@ -226,9 +227,13 @@ func (s *Redis) trackingOptions(master *redis.Options, runID *atomic.Value, refu
 		}
 		runID.Store(id)
 		s.checkServer(ctx, c, o.Addr, id)
-		*refused = c.ClientTrackingOn(ctx,
-			&redis.ClientTrackingOptions{Bcast: true,
-				Prefixes: []string{s.prefix + "session:", s.prefix + "refresh:"}}).Err()
+		// Where HELLO fails, the library uses RESP2. Then Redis accepts CLIENT
+		// TRACKING, but announces nothing.
+		if *refused = c.Hello(ctx, 3, "", "", "").Err(); *refused == nil {
+			*refused = c.ClientTrackingOn(ctx,
+				&redis.ClientTrackingOptions{Bcast: true,
+					Prefixes: []string{s.prefix + "session:", s.prefix + "refresh:"}}).Err()
+		}
 		if isRefusal(*refused) {
 			return nil
 		}
