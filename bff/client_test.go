@@ -555,6 +555,40 @@ func TestInvalidClientAuthentication(t *testing.T) {
 			func(p *bff.ProviderConfig) { p.FAPI2 = true },
 			"Provider.ClientAuth: client_secret_basic is not for FAPI 2.0",
 		},
+		"FAPI 2.0 with an assertion of another issuer": {
+			func(p *bff.ProviderConfig) {
+				p.FAPI2, p.ClientSecret, p.ClientAuth, p.ClientAssertionFile = true, "", "jwt_file", "/nowhere"
+			},
+			"Provider.ClientAuth: jwt_file is not for FAPI 2.0",
+		},
+		"no assertion": {
+			func(p *bff.ProviderConfig) { p.ClientAuth, p.ClientSecret = "jwt_file", "" },
+			"Provider.ClientAssertionFile: missing",
+		},
+		"an assertion that cannot be read": {
+			func(p *bff.ProviderConfig) {
+				p.ClientAuth, p.ClientSecret, p.ClientAssertionFile = "jwt_file", "", "/nowhere"
+			},
+			"Provider.ClientAssertionFile: open /nowhere: no such file",
+		},
+		"a secret beside an assertion": {
+			func(p *bff.ProviderConfig) { p.ClientAuth, p.ClientAssertionFile = "jwt_file", "/nowhere" },
+			"Provider.ClientSecret: jwt_file does not use it",
+		},
+		"an assertion without its method": {
+			func(p *bff.ProviderConfig) { p.ClientAssertionFile = "/nowhere" },
+			"Provider.ClientAssertionFile: client_secret_basic does not use it",
+		},
+		"an assertion of an unknown type": {
+			func(p *bff.ProviderConfig) { p.ClientAssertionType = "saml2-bearer" },
+			"Provider.ClientAssertionType",
+		},
+		"an audience for an assertion that has one": {
+			func(p *bff.ProviderConfig) {
+				p.ClientAuth, p.ClientSecret, p.AssertionAudience = "jwt_file", "", "endpoint"
+			},
+			"Provider.AssertionAudience: the JWT of jwt_file",
+		},
 		"a logout URL without TLS": {
 			func(p *bff.ProviderConfig) { p.LogoutURL = "http://id.example/logout" },
 			"Provider.LogoutURL",

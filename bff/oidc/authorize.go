@@ -80,7 +80,8 @@ func checkRequests(cfg *Config, fail func(name string, value any, err error)) {
 		cfg.SenderConstraint = SenderConstraintDPoP
 	}
 	cfg.PushedRequests = PushAlways
-	if cfg.ClientAuth == ClientSecretBasic || cfg.ClientAuth == ClientSecretPost { // FAPI 2.0 5.3.3.1
+	switch cfg.ClientAuth { // FAPI 2.0 5.3.3.1
+	case ClientSecretBasic, ClientSecretPost, JWTFile:
 		fail("ClientAuth", cfg.ClientAuth, fmt.Errorf("%s is not for FAPI 2.0, which takes private_key_jwt, "+
 			"tls_client_auth and self_signed_tls_client_auth", cfg.ClientAuth))
 	}

@@ -23,7 +23,8 @@ import (
 )
 
 const (
-	jwtBearer = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+	// assertionTypes precedes a ClientAssertionType in a request.
+	assertionTypes = "urn:ietf:params:oauth:client-assertion-type:"
 	// signedLife is the lifetime of signed JWTs. They are sent immediately.
 	signedLife = time.Minute
 )
@@ -51,20 +52,25 @@ func checkClientAuth(cfg *Config, fail func(name string, value any, err error)) 
 	case PrivateKeyJWT:
 		unneeded()
 		needs("ClientKeys", len(cfg.ClientKeys) == 0, "private_key_jwt signs with it")
+	case JWTFile:
+		unneeded()
+		needs("ClientAssertionFile", cfg.ClientAssertionFile == "", "jwt_file sends the JWT in it")
 	case TLSClientAuth, SelfSignedTLSClientAuth:
 		unneeded()
 		needs("ClientCertificate", cfg.ClientCertificate == nil, string(cfg.ClientAuth)+" authenticates with it")
 	default:
 		fail("ClientAuth", cfg.ClientAuth, fmt.Errorf("%q is none of client_secret_basic, client_secret_post, "+
-			"private_key_jwt, tls_client_auth, self_signed_tls_client_auth", cfg.ClientAuth))
+			"private_key_jwt, jwt_file, tls_client_auth, self_signed_tls_client_auth", cfg.ClientAuth))
 	}
+	checkAssertionFile(cfg, fail)
 }
 
 // sameCredentials reports whether both configurations authenticate the same
 // client at the same provider in the same way.
 func (c *Config) sameCredentials(other *Config) bool {
 	return c.Issuer == other.Issuer && c.ClientID == other.ClientID && c.ClientAuth == other.ClientAuth &&
-		c.ClientSecret == other.ClientSecret && c.SenderConstraint == other.SenderConstraint &&
+		c.ClientSecret == other.ClientSecret && c.ClientAssertionFile == other.ClientAssertionFile &&
+		c.ClientAssertionType == other.ClientAssertionType && c.SenderConstraint == other.SenderConstraint &&
 		slices.EqualFunc(c.ClientKeys, other.ClientKeys, func(a, b crypto.Signer) bool {
 			return isKeyOf(a.Public(), b.Public())
 		}) && slices.EqualFunc(chainOf(c.ClientCertificate), chainOf(other.ClientCertificate), bytes.Equal)
@@ -194,12 +200,23 @@ func (c *Client) authenticate(m *metadata, req *http.Request, form url.Values) e
 		if err != nil {
 			return err
 		}
-		form.Set("client_assertion_type", jwtBearer)
-		form.Set("client_assertion", assertion)
+		setAssertion(form, JWTBearer, assertion)
+	case JWTFile:
+		assertion, err := readAssertion(c.cfg.ClientAssertionFile)
+		if err != nil {
+			return outage{fmt.Errorf("client assertion: %w", err)}
+		}
+		form.Set("client_id", c.cfg.ClientID) // its sub is the name of the workload
+		setAssertion(form, cmp.Or(c.cfg.ClientAssertionType, JWTBearer), assertion)
 	default: // the TLS certificate authenticates the client with this id (RFC 8705, section 2)
 		form.Set("client_id", c.cfg.ClientID)
 	}
 	return nil
+}
+
+func setAssertion(form url.Values, typ ClientAssertionType, assertion string) {
+	form.Set("client_assertion_type", assertionTypes+string(typ))
+	form.Set("client_assertion", assertion)
 }
 
 // JWKS returns the public keys with which the provider verifies what this

@@ -42,6 +42,11 @@ type Config struct {
 	// for the URL of the endpoint that receives the assertion. Then the keys
 	// must not be used anywhere else. Empty means the issuer.
 	AssertionAudience string
+	// ClientAssertionFile holds the client assertion of JWTFile, which requires
+	// it. No other method may have it. It is read for each request.
+	ClientAssertionFile string
+	// ClientAssertionType is the type of that assertion. Empty means JWTBearer.
+	ClientAssertionType ClientAssertionType
 	// TrustedAudiences may occur beside ClientID in the aud of the provider's
 	// tokens (OpenID Connect Core, section 3.1.3.7 (3)). Empty means none.
 	TrustedAudiences []string
@@ -148,6 +153,11 @@ const (
 	ClientSecretPost  ClientAuth = "client_secret_post"
 	// PrivateKeyJWT sends a client assertion that Config.ClientKeys sign.
 	PrivateKeyJWT ClientAuth = "private_key_jwt"
+	// JWTFile sends the client assertion in Config.ClientAssertionFile: a JWT
+	// that another issuer gives this workload, such as Kubernetes or SPIFFE. It
+	// may be used several times, and its reader can act as this client until it
+	// expires.
+	JWTFile ClientAuth = "jwt_file"
 	// TLSClientAuth and SelfSignedTLSClientAuth authenticate with
 	// Config.ClientCertificate, which a CA has signed or the provider knows.
 	TLSClientAuth           ClientAuth = "tls_client_auth"
@@ -156,6 +166,17 @@ const (
 
 // usesTLS reports whether a client certificate authenticates the client.
 func (a ClientAuth) usesTLS() bool { return a == TLSClientAuth || a == SelfSignedTLSClientAuth }
+
+// ClientAssertionType says how the provider verifies a client assertion.
+type ClientAssertionType string
+
+const (
+	// JWTBearer is the type of a JWT (RFC 7523, section 2.2).
+	JWTBearer ClientAssertionType = "jwt-bearer"
+	// JWTSPIFFE is the type of a JWT-SVID
+	// (draft-ietf-oauth-spiffe-client-auth).
+	JWTSPIFFE ClientAssertionType = "jwt-spiffe"
+)
 
 // PushedRequests selects when authorization requests are pushed.
 type PushedRequests string

@@ -236,6 +236,15 @@ var operatorMistakes = []operatorMistake{
 			m["token_endpoint_auth_methods_supported"] = []string{"private_key_jwt"}
 		}})
 	}, key: "oidc.client_auth", problem: "does not list client_secret_basic", fix: "private_key_jwt"},
+	{name: "client assertion", make: func(t *testing.T, w *checkWorld) {
+		delete(w.env, "OIDC_CLIENT_SECRET")
+		w.env["OIDC_CLIENT_AUTH"] = "jwt_file"
+		w.env["OIDC_CLIENT_ASSERTION_FILE"] = filepath.Join(t.TempDir(), "token")
+		token := []byte("eyJhbGciOiJFUzI1NiJ9.e30.AAAA") // of an unknown issuer
+		if err := os.WriteFile(w.env["OIDC_CLIENT_ASSERTION_FILE"], token, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}, key: "oidc.client_assertion_file", problem: "invalid_client", fix: "trust the issuer"},
 	{name: "no refresh token", make: func(_ *testing.T, w *checkWorld) {
 		w.provider.SetHooks(devidp.Hooks{EditDiscovery: func(m map[string]any) {
 			m["grant_types_supported"] = []string{"authorization_code"}

@@ -330,7 +330,7 @@ func (p *provider) refusalFinding(what string, e *oidc.Error) Finding {
 // accept.
 func (p *provider) clientFinding(problem string) Finding {
 	id := p.cfg.OIDC.ClientID
-	if len(p.methods) > 0 && !slices.Contains(p.methods, p.cfg.OIDC.ClientAuth) {
+	if len(p.methods) > 0 && !slices.Contains(p.methods, p.cfg.OIDC.ClientAuth) && p.cfg.OIDC.ClientAuth != "jwt_file" {
 		return failure("oidc.client_auth", problem+" It does not list "+p.cfg.OIDC.ClientAuth+".",
 			"Set oidc.client_auth to one that it lists: "+strings.Join(p.methods, ", ")+".")
 	}
@@ -339,6 +339,10 @@ func (p *provider) clientFinding(problem string) Finding {
 		return failure("oidc.client_key", problem, fmt.Sprintf(
 			"Register the public key of oidc.client_key for the client %q, or correct oidc.client_id. If the provider "+
 				"reads the key from %s, the broker has to run.", id, p.cfg.Endpoint("/jwks.json")))
+	case "jwt_file":
+		return failure("oidc.client_assertion_file", problem, fmt.Sprintf(
+			"Have the provider trust the issuer and the sub of the JWT in oidc.client_assertion_file for the client "+
+				"%q, and compare its aud with what the provider expects.", id))
 	case "tls_client_auth", "self_signed_tls_client_auth":
 		return failure("oidc.client_cert_file", problem, fmt.Sprintf(
 			"Register the certificate in oidc.client_cert_file for the client %q, or correct oidc.client_id.", id))

@@ -274,6 +274,8 @@ func (c *Config) provider(problems *Errors) bff.ProviderConfig {
 		ClientAuth:              oidc.ClientAuth(o.ClientAuth),
 		Scopes:                  o.Scopes,
 		AssertionAudience:       o.ClientAssertionAudience,
+		ClientAssertionFile:     o.ClientAssertionFile,
+		ClientAssertionType:     oidc.ClientAssertionType(o.ClientAssertionType),
 		TrustedAudiences:        o.TrustedAudiences,
 		Resources:               o.Resource,
 		Audience:                o.Audience,

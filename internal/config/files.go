@@ -11,10 +11,13 @@ import (
 )
 
 // Files returns the files on which a configuration depends: the file itself,
-// and those that it names for secrets, keys, certificates and CAs.
+// and those that it names for secrets, keys, certificates and CAs. It leaves
+// out oidc.client_assertion_file, which is read for each request and may be
+// replaced every few minutes.
 func Files(file string, getenv func(string) string) []string {
-	files := slices.Sorted(maps.Values(newLoader(file, getenv).load().files))
-	return slices.Compact(files)
+	files := newLoader(file, getenv).load().files
+	delete(files, "oidc.client_assertion_file")
+	return slices.Compact(slices.Sorted(maps.Values(files)))
 }
 
 // NamedFiles returns the files that a configuration names for secrets, keys,

@@ -114,7 +114,7 @@ var Keys = []Key{
 	{"oidc.client_secret", "",
 		"Client secret. Required for `client_secret_basic` and `client_secret_post`."},
 	{"oidc.client_auth", "client_secret_basic",
-		"Client authentication: `client_secret_basic`, `client_secret_post`, `private_key_jwt`, " +
+		"Client authentication: `client_secret_basic`, `client_secret_post`, `private_key_jwt`, `jwt_file`, " +
 			"`tls_client_auth` or `self_signed_tls_client_auth`."},
 	{"oidc.scopes", "openid, profile, email, offline_access",
 		"Scopes to request at login. `openid` is added if it is missing."},
@@ -122,6 +122,9 @@ var Keys = []Key{
 	{"oidc.client_cert_file", "", "Certificate for the first client key, in PEM."},
 	{"oidc.client_assertion_audience", "oidc.issuer",
 		"Audience of client assertions: a URL, or `endpoint` for the endpoint that is called."},
+	{"oidc.client_assertion_file", "",
+		"JWT with which `jwt_file` authenticates, such as a token of Kubernetes. Read for each request."},
+	{"oidc.client_assertion_type", "jwt-bearer", "Type of that JWT: `jwt-bearer`, or `jwt-spiffe` for a JWT-SVID."},
 	{"oidc.trusted_audiences", "", "Audiences that an ID token may name besides this client."},
 	{"oidc.ca_file", "CAs of the system", "CAs that sign the provider's certificate, in PEM."},
 	{"oidc.profile", "", "`fapi2` enforces the FAPI 2.0 Security Profile."},

@@ -117,13 +117,15 @@ func TestListensOnAllInterfacesInAContainer(t *testing.T) {
 
 func TestFilesAreThoseOfTheConfiguration(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "cloakroom.yaml")
-	text := "oidc: {client_secret_file: /s, ca_file: /ca}\nserver: {tls: {cert_file: /c, key_file: /k}}\n" +
+	text := "oidc: {client_secret_file: /s, ca_file: /ca, client_assertion_file: /a}\n" +
+		"server: {tls: {cert_file: /c, key_file: /k}}\n" +
 		"routes: [{path: /api/, upstream_tls: {ca_file: /r}, accept_bearer: {audience: x, ca_file: /b}}]\n"
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	env := map[string]string{"CLOAKROOM_STORE_PASSWORD_FILE": "/p", "CLOAKROOM_SESSION_KEYS_FILE": "/keys"}
 	got := Files(file, func(name string) string { return env[name] })
+	// Without /a, which is read for each request.
 	want := []string{"/b", "/c", "/ca", "/k", "/keys", "/p", "/r", "/s", file}
 	slices.Sort(want)
 	if !slices.Equal(got, want) {

@@ -108,6 +108,8 @@ type OIDC struct {
 	// PEM of the certificate for the first key
 	ClientCertFile          string            `yaml:"client_cert_file"`
 	ClientAssertionAudience string            `yaml:"client_assertion_audience"` // default: the issuer
+	ClientAssertionFile     string            `yaml:"client_assertion_file"`     // read for each request
+	ClientAssertionType     string            `yaml:"client_assertion_type"`     // default jwt-bearer
 	TrustedAudiences        []string          `yaml:"trusted_audiences"`
 	CAFile                  string            `yaml:"ca_file"` // PEM; default: the system's
 	Profile                 string            `yaml:"profile"` // fapi2

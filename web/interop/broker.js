@@ -62,6 +62,13 @@ export async function startAPI(issuer, { audience, requireDPoP = false, validate
   };
 }
 
+/** Starts a server that sends a JSON text. @param {string} text */
+export async function serve(text) {
+  const server = createServer((_, res) => res.setHeader("Content-Type", "application/json").end(text)).listen(0, "127.0.0.1");
+  await once(server, "listening");
+  return { url: `http://127.0.0.1:${server.address().port}/`, close: () => server.close() };
+}
+
 /**
  * Starts Redis and the broker.
  *

@@ -39,7 +39,7 @@ export async function startKeycloak() {
     async start() {
       server = await start(
         join(path, "bin/kc.sh"),
-        ["start-dev", "--http-host=127.0.0.1", `--http-port=${port}`, `--http-management-port=${managementPort}`, `--db-url=jdbc:h2:file:${join(data, "h2")};NON_KEYWORDS=VALUE`, "--features=dpop"],
+        ["start-dev", "--http-host=127.0.0.1", `--http-port=${port}`, `--http-management-port=${managementPort}`, `--db-url=jdbc:h2:file:${join(data, "h2")};NON_KEYWORDS=VALUE`, "--features=dpop,spiffe"],
         { ready: /Listening on: /, env: { KC_BOOTSTRAP_ADMIN_USERNAME: "admin", KC_BOOTSTRAP_ADMIN_PASSWORD: "admin", JAVA_OPTS_APPEND: "-Xmx768m" } },
       );
     },

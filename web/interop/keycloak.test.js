@@ -1,13 +1,16 @@
 // The broker with Keycloak.
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
+import { mkdtemp, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 
-import { EmbeddedJWK, calculateJwkThumbprint, createRemoteJWKSet, jwtVerify } from "jose";
+import { EmbeddedJWK, SignJWT, calculateJwkThumbprint, createRemoteJWKSet, exportJWK, generateKeyPair, jwtVerify } from "jose";
 
 import { closeBrowser, launch } from "../e2e/browser.js";
 import { freePort } from "../e2e/process.js";
-import { assertOK, eventually, ready, startAPI, startBroker, visitor } from "./broker.js";
+import { assertOK, eventually, ready, serve, startAPI, startBroker, visitor } from "./broker.js";
 import { realm, startKeycloak } from "./keycloak.js";
 
 const tokenLife = 6; // seconds
@@ -173,6 +176,51 @@ describe("Keycloak", { timeout: 420_000 }, () => {
     assert.deepEqual(await alice.session(), { authenticated: false });
     await alice.close();
   });
+
+  // What Kubernetes and SPIRE issue to a workload, in a file.
+  for (const { type, id, sub, use, providerId, config } of [
+    {
+      type: "jwt-bearer",
+      id: "workload",
+      sub: "system:serviceaccount:shop:cloakroom",
+      providerId: "oidc",
+      config: (keys) => ({ issuer: "https://cluster.example", jwksUrl: keys, useJwksUrl: "true", validateSignature: "true", clientId: "x", clientSecret: "x", tokenUrl: keys, authorizationUrl: keys, supportsClientAssertions: "true", supportsClientAssertionReuse: "true" }),
+    },
+    { type: "jwt-spiffe", id: "svid", sub: "spiffe://shop.example/cloakroom", use: "jwt-svid", providerId: "spiffe", config: (keys) => ({ trustDomain: "spiffe://shop.example", bundleEndpoint: keys }) },
+  ]) {
+    test(`the client authenticates with a JWT of another issuer: ${type}`, async () => {
+      const { publicKey, privateKey } = await generateKeyPair("RS256");
+      const keys = await serve(JSON.stringify({ keys: [{ ...(await exportJWK(publicKey)), kid: "1", alg: "RS256", use: use ?? "sig" }] }));
+      const file = join(await mkdtemp(join(tmpdir(), "workload-")), "token");
+      const token = await new SignJWT().setProtectedHeader({ alg: "RS256", kid: "1" }).setIssuer("https://cluster.example").setSubject(sub).setAudience(issuer).setIssuedAt().setJti(type).setExpirationTime("5m").sign(privateKey);
+      await writeFile(file, `${token}\n`);
+      const port = await freePort();
+      await keycloak.admin("POST", "/cloakroom/identity-provider/instances", { alias: type, providerId, enabled: true, hideOnLogin: true, config: config(keys.url) });
+      const [spa] = await keycloak.admin("GET", "/cloakroom/clients?clientId=spa");
+      const { id: _, secret, clientId, protocolMappers, ...client } = spa;
+      await keycloak.admin("POST", "/cloakroom/clients", {
+        ...client,
+        clientId: id,
+        clientAuthenticatorType: "federated-jwt",
+        redirectUris: [`http://localhost:${port}/bff/callback`],
+        attributes: { ...client.attributes, "jwt.credential.issuer": type, "jwt.credential.sub": sub },
+      });
+      const oidc = { issuer, client_id: id, client_auth: "jwt_file", client_assertion_file: file, client_assertion_type: type, scopes: ["openid", "profile", "email"] };
+      const broker = await startBroker(port, () => ({ oidc, routes: [{ path: "/api/", upstream: api.url, token: "user" }] }));
+      try {
+        await ready(broker);
+        const alice = await visitor(browser, broker);
+        await alice.signIn(as("alice"));
+        assertOK(await alice.call("/bff/session/refresh", { method: "POST" }));
+        assert.equal((await alice.session()).user.preferred_username, "alice");
+        await alice.signOut();
+        await alice.close();
+      } finally {
+        await broker.stop();
+        keys.close();
+      }
+    });
+  }
 
   test("a new login in another app of the realm keeps the session", async () => {
     const alice = await visitor(browser, broker);
