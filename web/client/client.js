@@ -61,6 +61,7 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
   /** @type {Promise<Session>} the result of a request that callers share */
   let shared;
   let sharedUntil = 0; // by performance.now; Infinity while the request is in flight
+  let refreshing = false; // the shared request is a refresh, which can fail although the state is known
   let latest = 0; // number of the last request for the state: earlier responses are discarded
   let failures = 0;
   /** @type {Promise<void> | undefined} the check in flight */
@@ -237,8 +238,13 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
     if (new URL(request.url).origin !== location.origin) throw new TypeError(`not same-origin: ${request.url}`);
     request.headers.set("X-CSRF", "1");
     if (background) request.headers.set("X-Background", "1"); // does not count as activity
+    const before = idOf(current);
     const response = await fetch(request);
     if (response.status === 401 && (await problemIn(response.clone())).code === "not_signed_in") {
+      if (current?.authenticated && idOf(current) !== before) {
+        check(); // the response may be about the session before
+        return response;
+      }
       // The page made a call, so it assumed that the user is signed in.
       if (!current) emit("signed-out", { authenticated: false });
       learn({ authenticated: false });
@@ -268,8 +274,9 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
    * @returns {Promise<Session>}
    */
   function session(fresh, path = "/session", init) {
-    if (!fresh && performance.now() < sharedUntil) return shared;
+    if (!fresh && performance.now() < sharedUntil) return refreshing ? shared.catch(() => session()) : shared;
     const number = ++latest;
+    refreshing = !!init;
     sharedUntil = Infinity;
     return (shared = callBroker(path, { signal: AbortSignal.timeout(10_000), ...init }).then(async (response) => {
       const session = await response.json();
@@ -334,6 +341,7 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
     }
     const url = `${prefix}/login?${query}`;
     if (!inWindow) return location.assign(url);
+    if (signal?.aborted) return session();
     return new Promise((done, fail) => {
       // The handle only tells whether the window was blocked. The provider's page
       // is in another browsing context group (Cross-Origin-Opener-Policy), so the

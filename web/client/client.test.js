@@ -678,6 +678,38 @@ test("a failed refresh does not make the broker unreachable", async () => {
   assert.deepEqual(client.state, { status: "signed-in" });
 });
 
+test("session does not fail with the refresh in flight", async () => {
+  const { client } = await signedIn();
+  page.responses.push(problem(429, "too_many_requests"), json(alice()));
+  const calls = [client.refresh(), client.session(), client.session()];
+  await assert.rejects(calls[0], { status: 429 });
+  assert.deepEqual([await calls[1], await calls[2]], [alice(), alice()]);
+  assert.equal(page.responses.length, 0);
+});
+
+test("session returns the state also after a refresh without a session", async () => {
+  page.responses = [notSignedIn(), json(nobody)];
+  const client = createClient({ prefix: "/bff" });
+  const calls = [client.refresh(), client.session()];
+  await assert.rejects(calls[0], { code: "not_signed_in" });
+  assert.deepEqual(await calls[1], nobody);
+});
+
+test("a 401 about an earlier session does not sign the next one out", async () => {
+  const { client } = await signedIn();
+  const responses = [];
+  globalThis.fetch = async (request) => (request.url.endsWith("/bff/session") ? json(alice("s2")) : new Promise((done) => responses.push(done)));
+  const calls = [client.fetch("/api/slow"), client.fetch("/api/slow")];
+  page.tabs[0].receive("s2"); // another user signed in in another tab
+  await settle();
+  assert.equal(client.current.session.id, "s2");
+  const events = record(client);
+  for (const respond of responses) respond(notSignedIn());
+  assert.deepEqual((await Promise.all(calls)).map((response) => response.status), [401, 401]);
+  await settle();
+  assert.deepEqual([events, client.state], [[], { status: "signed-in" }]);
+});
+
 test("without events the state is checked before and after the end", async () => {
   const { client } = await signedIn({ events: false });
   page.responses.push(json(alice())); // no activity until then
@@ -820,6 +852,7 @@ test("login in a window rejects if blocked, and can be cancelled", async () => {
   const login = client.login({ window: true, signal: cancel.signal });
   cancel.abort();
   assert.equal((await login).session.id, "s1");
+  assert.equal((await client.login({ window: true, signal: cancel.signal })).session.id, "s1", "cancelled before");
 });
 
 test("the window of a login tells the other tabs and closes itself", async () => {
