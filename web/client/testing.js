@@ -36,6 +36,9 @@ export function mockClient({ user, state: initial, fetch: respond = () => new Re
     emit("change", next);
   }
 
+  const signIn = (/** @type {any} */ user) => set(sessionOf(user), { status: "signed-in" });
+  const signOut = (/** @type {string | undefined} */ reason) => set({ authenticated: false }, { status: "ended", reason });
+
   const session = async () => {
     if (state.status === "unreachable") throw new TypeError("Failed to fetch");
     if (state.status === "loading") await new Promise(() => {});
@@ -51,17 +54,22 @@ export function mockClient({ user, state: initial, fetch: respond = () => new Re
     },
     session,
     refresh: session,
-    fetch: async (input, init) => respond(input instanceof Request ? input : new Request(new URL(input, "http://localhost"), init)),
+    async fetch(input, { background, ...init } = {}) {
+      const request = new Request(input instanceof Request ? input : new URL(input, "http://localhost"), init);
+      request.headers.set("X-CSRF", "1");
+      if (background) request.headers.set("X-Background", "1");
+      return respond(request);
+    },
     /** @returns {any} */
     login(options) {
-      this.signIn(user ?? { sub: "alice", name: "Alice" });
+      signIn(user ?? { sub: "alice", name: "Alice" });
       return options?.window ? Promise.resolve(current) : undefined;
     },
     silentLogin: async () => current.authenticated,
     challenge: () => undefined,
     stepUp: () => false,
     logout() {
-      this.signOut("logout");
+      signOut("logout");
     },
     sessions: async () => sessions,
     async endSession(id) {
@@ -76,12 +84,8 @@ export function mockClient({ user, state: initial, fetch: respond = () => new Re
     },
     close() {},
 
-    signIn(user) {
-      set(sessionOf(user), { status: "signed-in" });
-    },
-    signOut(reason) {
-      set({ authenticated: false }, { status: "ended", reason });
-    },
+    signIn,
+    signOut,
     expire(seconds, reason = "idle") {
       set(current, { status: "expiring", seconds, reason });
     },

@@ -26,6 +26,16 @@ test("the mock client goes through the states and emits the events", async () =>
   expect(events).toEqual(["state", "state", "signed-out", "change", "state", "signed-in", "change", "state"]);
 });
 
+test("the methods of the mock client work without it, as those of the client", async () => {
+  const { login, logout, fetch, session } = mockClient({ fetch: async (request) => Response.json([request.method, request.headers.get("X-CSRF"), await request.text()]) });
+  login();
+  expect((await session()).authenticated).toBe(true);
+  logout();
+  expect((await session()).authenticated).toBe(false);
+  const request = new Request("http://localhost:3000/api/orders", { method: "POST", body: "first" });
+  expect(await (await fetch(request, { body: "second" })).json()).toEqual(["POST", "1", "second"]);
+});
+
 test("signIn reports what is wrong", async () => {
   const page = (status, body) => ({
     url: () => "about:blank",
