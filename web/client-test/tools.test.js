@@ -83,6 +83,8 @@ console.log(user?.name, await WebAssembly.instantiate(new Uint8Array()));
     writeFileSync(join(dir, "public/data.json"), JSON.stringify(Array(1000).fill("text")));
     writeFileSync(join(dir, "public/sw.js"), "registerRoute(new NavigationRoute(createHandlerBoundToURL('index.html')));");
     writeFileSync(join(dir, "public/own-sw.js"), "addEventListener('fetch', (event) => event.respondWith(caches.match('/index.html')));");
+    writeFileSync(join(dir, "public/templates.js"), "const templates = [() => fetch('https://%s/orders'), () => fetch('https://:80/')];");
+    writeFileSync(join(dir, "public/templates.css"), "p { background: url(https://%HOST%/x.png) }");
     writeFileSync(join(dir, "public/good-sw.js"), "addEventListener('fetch', (event) => { if (!event.request.url.includes('/bff/')) event.respondWith(fetch(event.request)); });");
     writeFileSync(
       join(dir, "vite.config.js"),

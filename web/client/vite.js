@@ -67,21 +67,23 @@ async function findings(files, prefix) {
   /** @type {Record<string, Set<string>>} */
   const csp = {};
   const add = (/** @type {string} */ directive, /** @type {string} */ source) => (csp[directive] ??= new Set()).add(source);
+  // What is no URL, such as https://%HOST%/, is a text that the app completes.
+  const addOrigin = (/** @type {string} */ directive, /** @type {string} */ url) => URL.canParse(url) && add(directive, new URL(url).origin);
   const lines = [];
   for (const file of files) {
     if (!/\.(html|css|m?js)$/.test(file)) continue;
     const text = await readFile(file, "utf8");
     if (file.endsWith(".html")) {
       for (const [, tag, url] of text.matchAll(/<(script|link|img)\b[^>]*?\s(?:src|href)=["']?(https?:\/\/[^"'\s>]+)/gi)) {
-        add({ script: "script-src", link: "style-src", img: "img-src" }[tag.toLowerCase()] ?? "default-src", new URL(url).origin);
+        addOrigin({ script: "script-src", link: "style-src", img: "img-src" }[tag.toLowerCase()] ?? "default-src", url);
       }
     } else if (file.endsWith(".css")) {
       for (const [, url] of text.matchAll(/url\(["']?(https?:\/\/[^"')]+)/g)) {
-        add(/\.(woff2?|ttf|otf)\b/.test(url) ? "font-src" : "img-src", new URL(url).origin);
+        addOrigin(/\.(woff2?|ttf|otf)\b/.test(url) ? "font-src" : "img-src", url);
       }
     } else {
       if (/\bWebAssembly\.(instantiate|compile|Module)/.test(text)) add("script-src", "'wasm-unsafe-eval'");
-      for (const [, url] of text.matchAll(/\b(?:fetch|EventSource|WebSocket|sendBeacon)\(\s*["'`]((?:https?|wss?):\/\/[^"'`\s${}]+)/g)) add("connect-src", new URL(url).origin);
+      for (const [, url] of text.matchAll(/\b(?:fetch|EventSource|WebSocket|sendBeacon)\(\s*["'`]((?:https?|wss?):\/\/[^"'`\s${}]+)/g)) addOrigin("connect-src", url);
       const handWritten = /addEventListener\(["'`]fetch["'`]/.test(text) && /\brespondWith\b/.test(text);
       if (((handWritten && !text.includes(prefix)) || /\bNavigationRoute\b|createHandlerBoundToURL/.test(text)) && !text.includes(prefix.replaceAll("/", "\\/"))) {
         lines.push(
