@@ -19,7 +19,7 @@ import (
 // login starts an attempt and sends the browser to the provider.
 func (a *app) login(w *response, r *http.Request) error {
 	w.page, w.login = loginPage, true
-	q, _ := parseQuery(r.URL.RawQuery) // what cannot be decoded is left out
+	q := parseQueryAsBrowsers(r.URL.RawQuery)
 	ownPage := startedByOwnPage(r)
 	returnTo := a.returnTo(a.askedPath(q.Get("return_to")), ownPage)
 	at := &attempt{ReturnTo: returnTo, OwnPage: ownPage, CrossSite: crossSite(r)}
@@ -396,6 +396,24 @@ func parseAuthResponse(parameters string) (authResponse, error) {
 // is for browsers. net/url leaves out the whole parameter.
 func parseQuery(raw string) (url.Values, error) {
 	return url.ParseQuery(strings.ReplaceAll(raw, ";", "%3B"))
+}
+
+// parseQueryAsBrowsers is parseQuery that leaves out nothing: a percent sign
+// that begins no escape stands for itself (URL Standard, section 1.3).
+func parseQueryAsBrowsers(raw string) url.Values {
+	q, err := parseQuery(raw)
+	if err == nil {
+		return q
+	}
+	var escaped strings.Builder
+	for i := range len(raw) {
+		escaped.WriteByte(raw[i])
+		if _, err := url.QueryUnescape(raw[i:min(i+3, len(raw))]); raw[i] == '%' && err != nil {
+			escaped.WriteString("25")
+		}
+	}
+	q, _ = parseQuery(escaped.String())
+	return q
 }
 
 // errAuthenticationExpired is a response of Keycloak: the user took longer to

@@ -860,6 +860,34 @@ func TestSemicolonIsPartOfALoginParameter(t *testing.T) {
 	wantPage(t, a.browser().Navigate("/bff/login?max_age=0;"), 400, "bad_login_parameter")
 }
 
+// A demand of a link that cannot be decoded is not left out.
+func TestLoginDropsNoParameterThatCannotBeDecoded(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, unpushed)
+	for _, query := range []string{"max_age=%zz", "max_age=0%", "prompt=login%2", "max_age=%zz&login_hint=a"} {
+		wantPage(t, a.browser().Navigate("/bff/login?"+query), 400, "bad_login_parameter")
+	}
+	asked := a.browser().Navigate("/bff/login?login_hint=100%&acr_values=a%20b&max_age=%360").Location(t).Query()
+	for name, want := range map[string]string{"login_hint": "100%", "acr_values": "a b", "max_age": "60"} {
+		if got := asked.Get(name); got != want {
+			t.Errorf("%s: got %q, want %q", name, got, want)
+		}
+	}
+}
+
+func TestLoginParameterOfSpacesIsNone(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, unpushed)
+	b := a.browser()
+	asked := b.Navigate("/bff/login?acr_values=%20&max_age=+&prompt=%20+&login_hint=+&ui_locales=+").Location(t)
+	for _, name := range []string{"acr_values", "max_age", "prompt", "login_hint", "ui_locales"} {
+		if got := asked.Query(); got.Has(name) {
+			t.Errorf("%s: got %q, want none", name, got.Get(name))
+		}
+	}
+	wantRedirect(t, "login", a.browser().SignIn("alice", "acr_values=%20&max_age=%20"), 303, "/")
+}
+
 // RFC 9700 4.11.1: a whole login with a hostile return_to ends at this origin.
 func TestLoginRedirectsToNoOtherOrigin(t *testing.T) {
 	t.Parallel()

@@ -36,7 +36,7 @@ const (
 func (a *app) logout(w *response, r *http.Request) error {
 	w.page = plainPage
 	r.Body = http.MaxBytesReader(w, r.Body, 8<<10)
-	asked := r.FormValue("return_to")
+	asked := cmp.Or(r.FormValue("return_to"), parseQueryAsBrowsers(r.URL.RawQuery).Get("return_to"))
 	returnTo := a.logoutReturnTo(a.askedPath(asked), startedByOwnPage(r) || startedByOwnScript(r))
 	a.logReturnTo(w, asked, returnTo)
 	ended, err := a.signOut(w, r)

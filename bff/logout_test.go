@@ -110,6 +110,10 @@ func TestLogout(t *testing.T) {
 			back := b.Navigate(b.Navigate(out.Location(t).String()).Location(t).String())
 			wantRedirect(t, returnTo, back, 303, want)
 		}
+		b := a.signedIn()
+		out := b.Submit("/bff/logout?return_to=/bye;a=1&x=%", nil)
+		back := b.Navigate(b.Navigate(out.Location(t).String()).Location(t).String())
+		wantRedirect(t, "a query as browsers leave it", back, 303, "/bye;a=1")
 	})
 	t.Run("with a forged state", func(t *testing.T) {
 		b := a.browser()

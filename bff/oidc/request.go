@@ -30,8 +30,8 @@ type Request struct {
 func LoginParameters(q url.Values) (url.Values, error) {
 	extra := make(url.Values)
 	for _, name := range []string{"prompt", "login_hint", "acr_values", "max_age", "ui_locales"} {
-		value := q.Get(name)
-		if value == "" {
+		value := strings.Trim(q.Get(name), " ")
+		if value == "" { // spaces name nothing
 			continue
 		}
 		if len(value) > 256 || strings.ContainsFunc(value, func(c rune) bool { return c < ' ' || c == 0x7f }) {
