@@ -299,9 +299,14 @@ func (q *Require) check(fail failFunc) {
 			fail("Require.Claims", name, "%q has no values to accept", name)
 		}
 	}
-	for _, text := range slices.Concat(q.Scopes, q.ACR) {
-		if text == "" || strings.ContainsAny(text, " \"\\") || !isFieldValue(text) { // RFC 6749, section 3.3
-			fail("Require", text, "%q is neither a scope nor an acr", text)
+	for _, list := range []struct {
+		name, kind string
+		texts      []string
+	}{{"Require.Scopes", "a scope", q.Scopes}, {"Require.ACR", "an acr", q.ACR}} {
+		for _, text := range list.texts {
+			if text == "" || strings.ContainsAny(text, " \"\\") || !isFieldValue(text) { // RFC 6749, section 3.3
+				fail(list.name, text, "%q is not %s", text, list.kind)
+			}
 		}
 	}
 	if q.MaxAge < 0 {

@@ -792,11 +792,17 @@ func TestInvalidRoutes(t *testing.T) {
 			Upstream: []string{"http://x"},
 			Require:  bff.Require{Claims: map[string][]string{"role": nil}},
 		},
-		`Routes[0].Require: "a b" is neither a scope nor`: {
+		`Routes[0].Require.Scopes: "a b" is not a scope`: {
 			Path:     "/x/",
 			Token:    "user",
 			Upstream: []string{"http://x"},
 			Require:  bff.Require{Scopes: []string{"a b"}},
+		},
+		`Routes[0].Require.ACR: "" is not an acr`: {
+			Path:     "/x/",
+			Token:    "user",
+			Upstream: []string{"http://x"},
+			Require:  bff.Require{ACR: []string{""}},
 		},
 		`Routes[0].Timeouts.Idle: -1s is negative`: {
 			Path:     "/x/",

@@ -29,6 +29,7 @@ routes:
   - {path: /git/, upstream: "http://a", token: none, documents: "yes", encoded_slashes: "no"}
   - {path: /npm/, upstream: "http://a", token: none, encoded_slashes: pass}
   - {path: /npm/admin/, upstream: "http://a", token: user, headers: {X-Role: role}, headers_json: {X.ROLE: role}}
+  - {path: /pip/, upstream: "http://a", token: user, require: {scopes: ["a b"], acr: ['gold"']}}
 `, nil))
 	if err == nil {
 		t.Fatal("it starts")
@@ -37,6 +38,7 @@ routes:
 		`routes[0].documents: "yes" is not allow`, `routes[0].encoded_slashes: "no" is not pass`,
 		`routes[1].encoded_slashes: the route "/npm/admin/" lies below this one`,
 		`routes[2].headers_json: "X.ROLE" is configured twice`,
+		`routes[3].require.scopes: "a b" is not a scope`, `routes[3].require.acr: "gold\"" is not an acr`,
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("no line says %q:\n%v", want, err)
