@@ -78,6 +78,6 @@ func Client() http.Handler {
 		h.Set("Content-Type", file.contentType)
 		h.Set("Cache-Control", "no-cache")
 		h.Set("ETag", etagOf(body))
-		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(body))
+		http.ServeContent(w, withUsableRange(r), "", time.Time{}, bytes.NewReader(body))
 	})
 }

@@ -349,10 +349,7 @@ func (h *Handler) serveFile(w http.ResponseWriter, r *http.Request, files fs.FS,
 		// response may be 412, which has no content.
 		header.Set("Content-Length", strconv.FormatInt(c.size, 10))
 	}
-	if strings.Count(strings.Join(r.Header["Range"], ","), ",") >= maxRanges {
-		r = r.Clone(r.Context())
-		r.Header.Del("Range") // a server may ignore it (RFC 9110, section 14.2)
-	}
+	r = withUsableRange(r)
 	// Without a time there is no Last-Modified: reproducible builds give every
 	// file the same time. The file itself is passed, for sendfile.
 	http.ServeContent(copyingWriter(w), r, "", time.Time{}, c.ReadSeeker)
@@ -435,6 +432,26 @@ const (
 	// of the response with its own header.
 	maxRanges = 16
 )
+
+// withUsableRange returns the request without its Range if that is ignored
+// (RFC 9110, section 14.2): it has another unit than bytes, so many ranges that
+// the response would be expensive, or the last 0 bytes, for which ServeContent
+// has a Content-Range that ends before it begins.
+func withUsableRange(r *http.Request) *http.Request {
+	value := strings.Join(r.Header["Range"], ",")
+	ranges, inBytes := strings.CutPrefix(value, "bytes=")
+	ignored := !inBytes || strings.Count(value, ",") >= maxRanges
+	for part := range strings.SplitSeq(ranges, ",") {
+		suffix, isSuffix := strings.CutPrefix(strings.Trim(part, " \t"), "-")
+		ignored = ignored || isSuffix && suffix != "" && strings.Trim(suffix, "0") == ""
+	}
+	if value == "" || !ignored {
+		return r
+	}
+	r = r.Clone(r.Context())
+	r.Header.Del("Range")
+	return r
+}
 
 // read returns the content of f, without a content coding, and its digest. The
 // validator is a hash of the content if that can be compressed or is not above

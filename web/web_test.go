@@ -318,6 +318,12 @@ func TestConditionalAndRangeRequests(t *testing.T) {
 		{"range", "Range: bytes=1-3", 206, "svg"},
 		{"suffix", "Range: bytes=-2", 206, "/>"},
 		{"beyond the end", "Range: bytes=99-", 416, "*"},
+		{"beyond the end, and not", "Range: bytes=99-,1-3", 206, "svg"},
+		{"an unknown unit", "Range: items=1-3", 200, "<svg/>"}, // RFC 9110 14.2: MUST ignore
+		{"a unit that begins with bytes", "Range: bytess=1-3", 200, "<svg/>"},
+		{"the last 0 bytes", "Range: bytes=-0", 200, "<svg/>"},
+		{"the last 0 bytes and more", "Range: bytes=1-3, -00", 200, "<svg/>"},
+		{"the last 10 bytes", "Range: bytes=-10", 206, "<svg/>"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			resp := do(h, "GET", path, tt.header)
@@ -1047,6 +1053,9 @@ func TestClient(t *testing.T) {
 		if head := do(h, "HEAD", path); head.StatusCode != 200 || head.Header.Get("ETag") != etag {
 			t.Errorf("HEAD %s: got status %d and ETag %q, want 200 and %q", path, head.StatusCode,
 				head.Header.Get("ETag"), etag)
+		}
+		if part := do(h, "GET", path, "Range: items=0-1"); part.StatusCode != 200 {
+			t.Errorf("%s: got status %d for a Range with an unknown unit, want 200", path, part.StatusCode)
 		}
 		compressed := do(h, "GET", path, "Accept-Encoding: gzip")
 		wantHeader(t, compressed, "Content-Encoding", "gzip")
