@@ -36,6 +36,8 @@ func TestFixesOfCheckSayWhatToDo(t *testing.T) {
 	for name, test := range map[string]struct{ text, key, fix string }{
 		"a missing secret": {"oidc: {issuer: 'http://localhost:9', client_id: app, client_secret_file: DIR/none}\n",
 			"oidc.client_secret_file", "Create DIR/none, or correct oidc.client_secret_file."},
+		"a key that is there twice": {client + "x-a: {}\nstore: {url: 'memory:', url: 'memory:'}\n",
+			"store.url", "Remove one of the two."},
 		"a missing CA": {"oidc: {issuer: 'http://localhost:9', client_id: app, client_secret: a, ca_file: DIR/ca}\n",
 			"oidc.ca_file", "Create DIR/ca, or correct oidc.ca_file."},
 		"a secret in public settings": {client + "frontend: {config: {client_secret: x}}\n",

@@ -150,6 +150,9 @@ func fixOf(e *config.Error) string {
 		}
 		return "Remove it. docs/configuration.md lists all keys."
 	}
+	if errors.Is(e, config.ErrRepeated) {
+		return "Remove one of the two."
+	}
 	if e.Fix != "" {
 		return sentence(capital(e.Fix))
 	}

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math"
 	"os"
 	"reflect"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"go.yaml.in/yaml/v4"
@@ -98,22 +100,88 @@ func (l *loader) readFile(c *Config) bool {
 		l.problems = append(l.problems, &Error{Source: source, Err: err})
 		return false
 	}
-	text, err := os.ReadFile(l.source)
+	text, err := readSource(l.source)
 	if err != nil {
 		return unreadable("", fmt.Errorf("read configuration: %w", err))
 	}
 	doc, err := parseDocument(text)
-	for err != nil && l.partial && len(text) > 0 {
-		text = text[:bytes.LastIndexByte(text[:len(text)-1], '\n')+1] // without the last line
+	if failed, ok := errors.AsType[*yaml.LoadError](err); ok && l.partial {
+		text = firstLines(text, failed.Mark.Line) // what follows does not matter
+	}
+	for parsed := 0; err != nil && l.partial && len(text) > 0; parsed += len(text) {
+		text = shortened(text, err, parsed > maxPartial)
 		doc, err = parseDocument(text)
 	}
 	if err != nil {
-		return unreadable(l.source, err)
+		return unreadable(l.source, withTabHint(err, text))
 	}
 	if len(doc.Content) > 0 { // else the file is empty
 		l.decode(doc.Content[0], reflect.ValueOf(c).Elem(), "")
 	}
 	return true
+}
+
+// maxPartial is how many bytes of a file that is not YAML are parsed line by
+// line. A long file must not keep a command busy for minutes.
+const maxPartial = 4 << 20
+
+// shortened returns the text without its last line. In a hurry, it returns the
+// lines before that where the error has its cause, such as a quote that is not
+// closed, or the first half.
+func shortened(text []byte, err error, hurry bool) []byte {
+	failed, ok := errors.AsType[*yaml.LoadError](err)
+	keep := len(text) - 1
+	switch {
+	case hurry && ok && failed.ContextMark.Line > 1:
+		return firstLines(text[:keep], failed.ContextMark.Line-1)
+	case hurry:
+		keep /= 2
+	}
+	return text[:bytes.LastIndexByte(text[:keep], '\n')+1]
+}
+
+// firstLines returns up to n lines of a text.
+func firstLines(text []byte, n int) []byte {
+	end := 0
+	for ; n > 0 && end < len(text); n-- {
+		next := bytes.IndexByte(text[end:], '\n') + 1
+		if next == 0 {
+			return text // its last line has no end
+		}
+		end += next
+	}
+	return text[:end]
+}
+
+// pipes has what was read from pipes, by their names. A pipe can be read once,
+// and a start reads the configuration more than once.
+var pipes sync.Map
+
+// readSource returns the content of a file. A pipe, such as that of
+// --config <(sops decrypt cloakroom.yaml), keeps its content.
+func readSource(name string) ([]byte, error) {
+	if text, ok := pipes.Load(name); ok {
+		return text.([]byte), nil
+	}
+	info, statErr := os.Stat(name)
+	text, err := os.ReadFile(name)
+	if err == nil && statErr == nil && info.Mode()&fs.ModeNamedPipe != 0 {
+		pipes.Store(name, text)
+	}
+	return text, err
+}
+
+// withTabHint adds to the error of a file that is not YAML which of its lines
+// is indented with a tab.
+func withTabHint(err error, text []byte) error {
+	n := 0
+	for line := range bytes.Lines(text) {
+		n++
+		if indent := line[:len(line)-len(bytes.TrimLeft(line, " \t"))]; bytes.IndexByte(indent, '\t') >= 0 {
+			return fmt.Errorf("%w; line %d is indented with a tab: use spaces", err, n)
+		}
+	}
+	return err
 }
 
 // parseDocument parses the only document of a YAML file. It has no content if
@@ -227,6 +295,9 @@ func (e *UnknownKeyError) Error() string {
 	return "unknown key; did you mean " + e.Near + "?"
 }
 
+// ErrRepeated is the Err of an Error for a key that a mapping has twice.
+var ErrRepeated = errors.New("occurs twice")
+
 // pair is a key of a mapping and its value.
 type pair struct{ name, value *yaml.Node }
 
@@ -255,7 +326,7 @@ func (l *loader) pairs(n *yaml.Node, key string) []pair {
 			case p.name.Tag == "!!merge":
 				merges = append(merges, p.value)
 			case own[name]:
-				l.fail(p.name, join(key, name), "", "occurs twice")
+				l.fail(p.name, join(key, name), "", "%w", ErrRepeated)
 			case !seen[name]:
 				all = append(all, p)
 				fallthrough

@@ -61,8 +61,7 @@ func (l *loader) decodeText(name, text string, v reflect.Value, key string) {
 		inEnvironment.problems = Errors{{Source: name, Key: key, Value: "[redacted]",
 			Err: errors.New("[redacted] is " + problem)}}
 	}
-	var doc yaml.Node
-	switch err := yaml.Load([]byte(text), &doc); {
+	switch doc, err := parseDocument([]byte(text)); {
 	case err != nil && holdsSecrets(v): // the error may quote it
 		redacted("not YAML")
 	case err != nil:
