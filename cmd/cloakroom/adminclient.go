@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
 	"time"
 
@@ -49,6 +50,9 @@ func (r adminResponse) failure() error {
 func (a *adminClient) do(
 	ctx context.Context, method, path string, body []byte, timeout time.Duration,
 ) (adminResponse, error) {
+	if err := a.checkFile(); err != nil {
+		return adminResponse{}, err
+	}
 	listen, token := config.LoadAdmin(a.file, a.getenv)
 	host, port, err := net.SplitHostPort(listen)
 	if err != nil {
@@ -96,6 +100,30 @@ func (a *adminClient) do(
 	}
 	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAdminResponse))
 	return adminResponse{resp.StatusCode, resp.Header, text}, err
+}
+
+// checkFile returns an error if the file cannot be read, so that a mistyped
+// name does not lead to another broker, which listens at the default address.
+// In a container that is configured by the environment alone, the health check
+// of the image names a file that does not exist.
+func (a *adminClient) checkFile() error {
+	if a.file == "" {
+		return nil
+	}
+	for _, key := range []string{"SERVER_ADMIN_LISTEN", "SERVER", "OIDC_ISSUER", "OIDC"} {
+		if a.getenv("CLOAKROOM_"+key) != "" {
+			return nil
+		}
+	}
+	f, err := os.Open(a.file)
+	if err != nil {
+		return usageError{fmt.Errorf("--config: %w", err)}
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err == nil && info.IsDir() {
+		return usageError{fmt.Errorf("--config: %s is a directory", a.file)}
+	}
+	return nil
 }
 
 // noResponse adds to the error of a request why it may have gone to the wrong
@@ -154,9 +182,9 @@ func healthCommand(getenv func(string) string) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "health",
 		Short: "Print whether a running broker is ready",
-		Long: `Print whether a running broker is ready, and the state of what it depends on. The
-exit status is 0 if it is ready, otherwise 1. Use it for probes in images without
-a shell.`,
+		Long: `Print whether a running broker is ready, and the state of what it depends on.
+The exit status is 0 if it is ready, otherwise 1. Use it for probes in images
+without a shell.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			resp, err := a.do(c.Context(), http.MethodGet, "/readyz?verbose", nil, 5*time.Second)
 			if err != nil {
