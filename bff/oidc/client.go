@@ -29,6 +29,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode"
 
 	"golang.org/x/time/rate"
 
@@ -95,8 +96,11 @@ func New(cfg Config) (*Client, error) {
 			fail("LogoutURL", cfg.LogoutURL, err)
 		}
 	}
-	if cfg.ClientID == "" {
+	switch id := cfg.ClientID; {
+	case id == "":
 		fail("ClientID", nil, errors.New("missing"))
+	case strings.TrimSpace(id) != id, strings.ContainsFunc(id, unicode.IsControl): // often from a file
+		fail("ClientID", id, fmt.Errorf("%q has white space around it, or a control character", id))
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()

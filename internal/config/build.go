@@ -357,13 +357,19 @@ func (c *Config) trustedProxies(problems *Errors) []netip.Prefix {
 // checkListeners checks the listen addresses and the keys that they require.
 func (c *Config) checkListeners(problems *Errors) {
 	s := c.Server
-	checkAddress := func(key, addr string) {
-		if _, err := net.ResolveTCPAddr("tcp", addr); err != nil {
+	checkAddress := func(key, addr string) *net.TCPAddr {
+		resolved, err := net.ResolveTCPAddr("tcp", addr)
+		if err != nil {
 			problems.add(key, "%q is not an address such as 127.0.0.1:8080", addr)
 		}
+		return resolved
 	}
-	checkAddress("server.listen", s.Listen)
-	checkAddress("server.admin_listen", s.AdminListen)
+	public := checkAddress("server.listen", s.Listen)
+	admin := checkAddress("server.admin_listen", s.AdminListen)
+	if public != nil && admin != nil && (includes(public, admin) || includes(admin, public)) {
+		problems.add("server.admin_listen", "%q is also the address of server.listen %q; choose another port",
+			s.AdminListen, s.Listen)
+	}
 	if host, _, err := net.SplitHostPort(s.AdminListen); err == nil && s.AdminToken == "" && !loopback.IsHost(host) {
 		problems.add("server.admin_token",
 			"missing; required because server.admin_listen %q is not on the loopback interface", s.AdminListen)
@@ -371,4 +377,11 @@ func (c *Config) checkListeners(problems *Errors) {
 	if (s.TLS.CertFile == "") != (s.TLS.KeyFile == "") {
 		problems.add("server.tls", "set both cert_file and key_file, or neither")
 	}
+}
+
+// includes reports whether a listener at a leaves no place for one at b. One at
+// all addresses includes those of IPv4, unless it is at 0.0.0.0 only.
+func includes(a, b *net.TCPAddr) bool {
+	all := len(a.IP) == 0 || a.IP.Equal(net.IPv6unspecified) || a.IP.Equal(net.IPv4zero) && b.IP.To4() != nil
+	return a.Port != 0 && a.Port == b.Port && (all || a.IP.Equal(b.IP))
 }
