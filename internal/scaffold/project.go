@@ -4,6 +4,7 @@ package scaffold
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -70,10 +71,10 @@ var signs = []struct {
 	{"webpack", Webpack, "dist", "http://localhost:8080"},
 }
 
-// libraries has the parts of the browser client, by the npm package that they
-// are for.
-var libraries = map[string]string{
-	"@angular/core": "angular", "react": "react", "svelte": "svelte", "vue": "vue", "nuxt": "vue",
+// libraries has the parts of the browser client, and the npm packages that they
+// are for. The first that fits counts.
+var libraries = []struct{ dependency, part string }{
+	{"@angular/core", "angular"}, {"nuxt", "vue"}, {"react", "react"}, {"svelte", "svelte"}, {"vue", "vue"},
 }
 
 // Detect finds out about the project in a directory. The error says what to do
@@ -84,9 +85,9 @@ func Detect(dir string) (*Project, error) {
 		project.SourceDir = "src"
 	}
 	var manifest struct {
-		Scripts         map[string]string
-		Dependencies    map[string]string
-		DevDependencies map[string]string
+		Scripts         map[string]string `json:"scripts"`
+		Dependencies    map[string]string `json:"dependencies"`
+		DevDependencies map[string]string `json:"devDependencies"`
 	}
 	err := readJSON(filepath.Join(dir, "package.json"), &manifest)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -100,9 +101,10 @@ func Detect(dir string) (*Project, error) {
 	project.UsesTypeScript = usesTypeScript || shipsTypeScript
 	project.DevScript = devScript(dir, manifest.Scripts)
 	project.HasClient = manifest.Dependencies["@cloakroom-bff/client"] != ""
-	for dependency, part := range libraries {
-		if manifest.Dependencies[dependency] != "" || manifest.DevDependencies[dependency] != "" {
-			project.Library = part
+	for _, library := range libraries {
+		if manifest.Dependencies[library.dependency] != "" || manifest.DevDependencies[library.dependency] != "" {
+			project.Library = library.part
+			break
 		}
 	}
 	for _, sign := range signs {
@@ -120,8 +122,8 @@ func Detect(dir string) (*Project, error) {
 		}
 		return project, err
 	}
-	return nil, fmt.Errorf("%s names no framework that is known here; known are %s", filepath.Join(dir, "package.json"),
-		knownFrameworks())
+	return nil, fmt.Errorf("%s names no framework that is known here; known are %s. In a monorepo, run this in the "+
+		"folder of the app, or name that with --dir", filepath.Join(dir, "package.json"), knownFrameworks())
 }
 
 // pageDirs are usual names of a folder with pages, best first. It is public in
@@ -158,11 +160,12 @@ func knownFrameworks() string {
 // devScript returns the command that starts the development server.
 func devScript(dir string, scripts map[string]string) string {
 	manager := "npm"
-	for lock, name := range map[string]string{
-		"pnpm-lock.yaml": "pnpm", "yarn.lock": "yarn", "bun.lock": "bun", "bun.lockb": "bun",
+	for _, sign := range []struct{ lock, manager string }{ // the first that fits counts
+		{"pnpm-lock.yaml", "pnpm"}, {"bun.lock", "bun"}, {"bun.lockb", "bun"}, {"yarn.lock", "yarn"},
 	} {
-		if _, err := os.Stat(filepath.Join(dir, lock)); err == nil {
-			manager = name
+		if _, err := os.Stat(filepath.Join(dir, sign.lock)); err == nil {
+			manager = sign.manager
+			break
 		}
 	}
 	for _, script := range []string{"dev", "start", "serve"} {
@@ -234,7 +237,12 @@ func readJSON(name string, v any) error {
 		return err
 	}
 	b = bytes.TrimPrefix(b, []byte("\ufeff")) // npm accepts a byte order mark, too
-	if err := json.Unmarshal(b, v); err != nil {
+	err = json.Unmarshal(b, v)
+	if mistyped, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+		return fmt.Errorf("%s is not valid JSON for this file: %s cannot be of the type %s", name,
+			cmp.Or(mistyped.Field, "the whole file"), mistyped.Value)
+	}
+	if err != nil {
 		return fmt.Errorf("%s is not valid JSON: %w", name, err)
 	}
 	return nil

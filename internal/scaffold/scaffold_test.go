@@ -54,6 +54,15 @@ func TestDetectKnowsTheFrameworks(t *testing.T) {
 			scaffold.Project{Framework: scaffold.SvelteKit, OutDir: "build", DevURL: "http://localhost:5173",
 				DevScript: "pnpm run dev", SourceDir: "."},
 		},
+		"two libraries, and what two package managers left": {
+			map[string]string{
+				"package.json": `{"scripts": {"dev": "x"}, "dependencies": {"vue": "3", "svelte": "5", "react": "19"},
+					"devDependencies": {"vite": "8"}}`,
+				"bun.lock": "", "yarn.lock": "", "pnpm-lock.yaml": "",
+			},
+			scaffold.Project{Framework: scaffold.Vite, OutDir: "dist", DevURL: "http://localhost:5173",
+				DevScript: "pnpm run dev", SourceDir: ".", Library: "react"},
+		},
 		"Angular": {
 			map[string]string{"package.json": angular, "angular.json": `{"projects": {"shop": {"architect": {"build":
 				{"builder": "@angular/build:application", "options": {}}}}}}`},
@@ -109,7 +118,9 @@ func TestDetectSaysWhatIsWrong(t *testing.T) {
 	for text, want := range map[string]string{
 		"":                                     "is not valid JSON",
 		"{":                                    "is not valid JSON",
-		`{"dependencies": []}`:                 "is not valid JSON",
+		`{"dependencies": []}`:                 "is not valid JSON for this file: dependencies cannot be",
+		`[]`:                                   ": the whole file cannot be of the type array",
+		`{"workspaces": ["apps/*"]}`:           "In a monorepo, run this in the folder of the app",
 		`{"dependencies": {"express": "5"}}`:   "names no framework",
 		strings.Repeat(" ", 1<<20) + "{}":      "more than 1 MiB",
 		`{"dependencies": {"Vite": "a name"}}`: "names no framework",
