@@ -16,7 +16,7 @@ func checkCommand(getenv func(string) string) *cobra.Command {
 	o := check.Options{Getenv: getenv}
 	c := &cobra.Command{
 		Use:   "check",
-		Short: "Find mistakes in the configuration, and faults of what the broker depends on",
+		Short: "Find mistakes in the configuration, and faults around the broker",
 		Long: `Find mistakes in the configuration, and faults of what the broker depends on. It
 asks the provider, the store, the upstreams, the other replicas and the public
 URL, and prints what it finds with a fix for each. It takes at most 15 seconds.
@@ -31,7 +31,7 @@ The exit status is 1 if there are errors, otherwise 0, also with warnings.`,
 			o.Version, o.Commit = buildInfo()
 			findings := check.Run(c.Context(), o)
 			if c.Context().Err() != nil {
-				return errors.New("interrupted")
+				return errInterrupted
 			}
 			var err error
 			if asJSON {

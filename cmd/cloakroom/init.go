@@ -36,16 +36,18 @@ func initCommand() *cobra.Command {
 		Use:   "init",
 		Short: "Write the configuration for a front-end project",
 		Long: `Write the configuration for a front-end project: cloakroom.yaml, a session key,
-settings for its development server, and the browser client with the hooks of its
-framework. The framework is that of package.json. Questions that no option
-answers are asked. Files that exist are kept, and the settings of a cloakroom.yaml
-that exists are used. The session key is written only if that file names it.`,
+settings for its development server, and the browser client with the hooks of
+its framework. The framework is that of package.json. Questions that no option
+answers are asked. Files that exist are kept, and the settings of a
+cloakroom.yaml that exists are used. The session key is written only if that
+file names it.`,
 		Example: `  cloakroom init
-  cloakroom init --issuer https://id.example.com --client-id spa --api /api=http://localhost:3000`,
+  cloakroom init --issuer https://id.example.com --client-id spa \
+    --api /api=http://localhost:3000`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			i.out = c.OutOrStdout()
 			if isTerminal(c.InOrStdin()) {
-				i.in = bufio.NewScanner(io.LimitReader(c.InOrStdin(), 64<<10))
+				i.in = bufio.NewScanner(io.LimitReader(interruptible{c.Context(), c.InOrStdin()}, 64<<10))
 			}
 			return i.run(c.Flags().Changed("api"))
 		},
@@ -167,6 +169,9 @@ func (i *initializer) ask(hasAPIs bool) error {
 				return usageError{fmt.Errorf("--%s is required, such as --%[1]s %s", q.option, q.example)}
 			}
 			text, ok := i.prompt(fmt.Sprintf("%s (such as %s): ", q.text, q.example))
+			if errors.Is(i.in.Err(), errInterrupted) {
+				return errInterrupted
+			}
 			if !ok {
 				return usageError{fmt.Errorf("no answer; give it as an option, such as --%s %s", q.option, q.example)}
 			}
@@ -187,6 +192,9 @@ func (i *initializer) ask(hasAPIs bool) error {
 	}
 	for i.in != nil && !hasAPIs {
 		text, ok := i.prompt("An API, such as /api=http://localhost:3000 (empty: no more): ")
+		if errors.Is(i.in.Err(), errInterrupted) {
+			return errInterrupted
+		}
 		if !ok || text == "" {
 			return nil
 		}

@@ -26,9 +26,9 @@ func verifyCommand() *cobra.Command {
 		Use:   "verify --issuer URL --audience NAME [--scope SCOPE] < TOKEN",
 		Short: "Check an access token as an API would",
 		Long: `Check an access token as an API would. The token is read from standard input and
-is not sent anywhere: the command only fetches the issuer's metadata and keys. It
-prints header and claims, and the result of each check that package bearer and
-accept_bearer make. The exit status is 1 if an API would refuse the token.`,
+is not sent anywhere: the command only fetches the issuer's metadata and keys.
+It prints header and claims, and the result of each check that package bearer
+and accept_bearer make. The exit status is 1 if an API would refuse the token.`,
 		DisableFlagsInUseLine: true,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return verify(c.Context(), api, c.InOrStdin(), c.OutOrStdout(), c.ErrOrStderr())
@@ -62,7 +62,7 @@ func verify(ctx context.Context, api config.AcceptBearer, stdin io.Reader, stdou
 		}
 		return usageError{problems}
 	}
-	raw, err := readToken(stdin, stderr)
+	raw, err := readToken(ctx, stdin, stderr)
 	if err != nil {
 		return err
 	}
@@ -90,11 +90,11 @@ func verify(ctx context.Context, api config.AcceptBearer, stdin io.Reader, stdou
 }
 
 // readToken reads a token, alone or after "Bearer".
-func readToken(stdin io.Reader, stderr io.Writer) (string, error) {
+func readToken(ctx context.Context, stdin io.Reader, stderr io.Writer) (string, error) {
 	if isTerminal(stdin) {
 		fmt.Fprintln(stderr, "Paste the token, then press Enter and Ctrl-D:")
 	}
-	pasted, err := io.ReadAll(io.LimitReader(stdin, maxPasted+1))
+	pasted, err := io.ReadAll(io.LimitReader(interruptible{ctx, stdin}, maxPasted+1))
 	if err != nil {
 		return "", fmt.Errorf("read the token: %w", err)
 	}
