@@ -31,10 +31,11 @@ func clientCommand() *cobra.Command {
 	var force bool
 	c := &cobra.Command{
 		Use:   "client DIR",
-		Short: "Write the browser client into a directory of an app that bundles it",
+		Short: "Write the browser client into an app that bundles it",
 		Long: `Write the browser client into DIR: client.js with its types, and the files that
 are asked for. An app that uses npm can install @cloakroom-bff/client instead.
-Files that differ are kept, and then nothing is written, unless --force is given.`,
+Files that differ are kept, and then nothing is written, unless --force is
+given.`,
 		Example: "  cloakroom client --react src/cloakroom",
 		Args: func(c *cobra.Command, args []string) error {
 			if len(args) != 1 || args[0] == "" {

@@ -227,6 +227,8 @@ func TestUsageErrorsExitWithStatus2(t *testing.T) {
 		{[]string{"serve", "--confg", "x"}, "\n"},
 		{[]string{"keygen", "x"}, "\n"},
 		{[]string{"sreve"}, "\n"},
+		{[]string{"help", "sreve"}, `unknown command "sreve"`},
+		{[]string{"help", "sessions", "sreve"}, `unknown command "sessions sreve"`},
 		{[]string{"serve", "--config", "/nowhere.yaml"}, "\n"},
 	} {
 		var out bytes.Buffer
@@ -235,6 +237,25 @@ func TestUsageErrorsExitWithStatus2(t *testing.T) {
 		}
 		if !strings.Contains(out.String(), test.want) {
 			t.Errorf("%v: got %q, want %q in it", test.args, out.String(), test.want)
+		}
+	}
+}
+
+// Terminals often have 80 columns.
+func TestHelpHas80Columns(t *testing.T) {
+	t.Parallel()
+	for _, command := range []string{
+		"", "demo", "demo token", "dev", "init", "client", "serve", "reload", "health", "check", "schema", "csp",
+		"sessions", "sessions list", "sessions revoke", "why", "verify", "keygen", "version",
+	} {
+		var out bytes.Buffer
+		if err := run(t.Context(), append(strings.Fields(command), "--help"), noEnv, nil, &out, &out); err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(out.String()) {
+			if line = strings.TrimSuffix(line, "\n"); len(line) > 80 {
+				t.Errorf("%q: got a line of %d columns: %s", command, len(line), line)
+			}
 		}
 	}
 }

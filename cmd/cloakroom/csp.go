@@ -19,12 +19,12 @@ func cspCommand() *cobra.Command {
 		Use:   "csp DIR",
 		Short: "Print what a build needs of the Content-Security-Policy",
 		Long: `Print what the build of an app in DIR needs of the Content-Security-Policy, and
-why, as YAML for the configuration. It reads pages, style sheets and scripts, and
-runs nothing. What scripts load is a guess: check it, and try the app with
+why, as YAML for the configuration. It reads pages, style sheets and scripts,
+and runs nothing. What scripts load is a guess: check it, and try the app with
 csp_report_only: true.
 
-Sources that weaken the policy much, such as 'unsafe-eval', are comments. Add them
-only if the app does not work without.
+Sources that weaken the policy much, such as 'unsafe-eval', are comments. Add
+them only if the app does not work without.
 
 The exit status is 1 if the build has something that no policy of Cloakroom
 allows, such as a javascript: URL.`,

@@ -32,8 +32,8 @@ func demoCommand(getenv func(string) string) *cobra.Command {
 		Short: "Run a provider, an API and an app in one process",
 		Long: `Run the broker, a development identity provider (users alice and bob, no
 passwords), a sample API that verifies JWTs, a sample app and an in-memory store
-in one process. It prints the URL to open. Clients sign in without a password, so
-it listens on the loopback interface only.`,
+in one process. It prints the URL to open. Clients sign in without a password,
+so it listens on the loopback interface only.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return d.run(c.Context(), c.OutOrStdout(), c.ErrOrStderr())
 		},

@@ -30,14 +30,14 @@ func devCommand() *cobra.Command {
 	var d dev
 	c := &cobra.Command{
 		Use:   "dev [flags] [-- COMMAND]",
-		Short: "Run your app's development server behind a broker and a development provider",
+		Short: "Run your app's development server behind a broker",
 		Long: `Run the broker, a development identity provider without passwords and your own
 development server behind one URL, which it prints. Nothing else is needed.
 
 COMMAND starts the development server, such as npm run dev. It stops with this
 process, and this process stops with it and has its exit status. The server is
-found by the http://localhost:PORT that COMMAND prints, or at the default port of
-Vite, Angular, Next or webpack. --app names it otherwise. Hot reload works.
+found by the http://localhost:PORT that COMMAND prints, or at the default port
+of Vite, Angular, Next or webpack. --app names it otherwise. Hot reload works.
 
 The users are those of --users, or of dev-users.yaml if that file exists,
 otherwise alice and bob. A change of the file takes effect at once:
@@ -56,9 +56,9 @@ server.prefix, server.page_file and, of oidc, scopes, resource, audience,
 authorization_parameters, userinfo and access_token_lifetime.
 
 /bff/dev of the app shows the session and its tokens, what was refused and why,
-and has buttons for what an app has to cope with: an expired token, the end of the
-session, outages of provider and store. Clients sign in without a password, so it
-listens on the loopback interface only.`,
+and has buttons for what an app has to cope with: an expired token, the end of
+the session, outages of provider and store. Clients sign in without a password,
+so it listens on the loopback interface only.`,
 		Example: `  cloakroom dev -- npm run dev
   cloakroom dev --api /api=http://localhost:3000 -- npm run dev
   cloakroom dev --app http://localhost:5173 --users users.yaml`,

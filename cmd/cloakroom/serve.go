@@ -19,13 +19,13 @@ func serveCommand(getenv func(string) string) *cobra.Command {
 		Use:   "serve",
 		Short: "Run the broker",
 		Long: `Run the broker. It applies a new configuration when one of its files changes, on
-SIGHUP, and on "cloakroom reload". If the new configuration has mistakes, it logs
-them and keeps the configuration in force. Changes of the listeners need a
+SIGHUP, and on "cloakroom reload". If the new configuration has mistakes, it
+logs them and keeps the configuration in force. Changes of the listeners need a
 restart, and those of the store, except for its user and password.
 
 On SIGTERM or SIGINT, /readyz fails at once. The listener is closed after
-server.shutdown_delay, and the process ends after the requests in flight. A second
-signal ends it at once.`,
+server.shutdown_delay, and the process ends after the requests in flight. A
+second signal ends it at once.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			signal.Ignore(syscall.SIGPIPE) // a log reader that exits must not end the broker
 			hangup := make(chan os.Signal, 1)

@@ -140,8 +140,8 @@ func revokeSessionsCommand(getenv func(string) string) *cobra.Command {
 		Use:   "revoke",
 		Short: "End sessions on all replicas, and revoke their tokens",
 		Long: `End a session, or all sessions of a user, on all replicas. Tokens are revoked at
-the provider as soon as the browser sends its cookie, because they cannot be read
-without it. With --id, the exit status is 1 if there is no such session.`,
+the provider as soon as the browser sends its cookie, because they cannot be
+read without it. With --id, the exit status is 1 if there is no such session.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			revoked, err := a.revokeSessions(c.Context(), which)
 			if err != nil {
