@@ -138,37 +138,37 @@ func (m *Manager) endOldest(ctx context.Context, s *Session) error {
 // that match both. Subject or sid may be empty, not both. A login of that user
 // or sid that began before the call fails with ErrEnded (see Start). EndAll
 // returns the IDs of the sessions that it ended, also beside an error. If the
-// error wraps ErrStore, some of the others may still exist. EndByID says what
-// happens to the tokens of the sessions.
+// error wraps ErrStore, some of the others, or such a login, may still exist.
+// EndByID says what happens to the tokens of the sessions.
 func (m *Manager) EndAll(ctx context.Context, issuer, subject, sid string, reason Reason) ([]string, error) {
 	if subject == "" && sid == "" {
 		return nil, errors.New("end sessions: subject or sid is required")
 	}
-	// The end is written before the sessions are listed: see Start.
+	ctx = context.WithoutCancel(ctx)
+	// The end is written before the sessions are listed: see Start. A full
+	// store refuses that, but deletes the records.
 	now, ends := strconv.FormatInt(time.Now().UnixMilli(), 10), make(map[string]string)
 	for _, k := range m.ring.current() {
 		ends[k.endedKey(issuer, subject, sid)] = now
 	}
-	if err := m.cfg.Store.Add(ctx, ends, endedMemory); err != nil {
-		return nil, storeError("remember a logout", err)
-	}
-	listed, err := m.listedFor(ctx, issuer, subject, sid)
+	err := m.cfg.Store.Add(ctx, ends, endedMemory)
 	if err != nil {
-		return nil, storeError("list sessions", err)
+		err = storeError("remember a logout", err)
 	}
-	var ids []string
-	for _, l := range listed {
+	listed, unlisted := m.listedFor(ctx, issuer, subject, sid)
+	if unlisted != nil {
+		return nil, cmp.Or(err, storeError("list sessions", unlisted))
+	}
+	ids, failure := endEach(listed, func(l listedSession) (bool, error) {
 		found, err := m.endListed(ctx, l, subject, reason)
-		if err != nil {
-			return ids, err
+		if err == nil && !found {
+			if err = m.delete(ctx, l.id); err != nil { // Start may be about to write it
+				err = storeError("delete", err)
+			}
 		}
-		if found {
-			ids = append(ids, l.id)
-		} else if err := m.delete(ctx, l.id); err != nil { // Start may be about to write it
-			return ids, storeError("delete", err)
-		}
-	}
-	return ids, nil
+		return found, err
+	})
+	return ids, cmp.Or(err, failure)
 }
 
 // endListed ends a session that is in the indexes of a user (subject, which may

@@ -360,8 +360,10 @@ func (m *Manager) touchInterval() time.Duration { return m.cfg.idleTimeout() / 6
 
 // End ends a session. If the error wraps ErrStore, the session may still exist,
 // and the caller must keep the cookie. Ending a session that has already ended
-// is not an error.
+// is not an error. End is completed also if ctx is done, as all methods that
+// end sessions: the context of a request ends when the browser goes away.
 func (m *Manager) End(ctx context.Context, s *Session, reason Reason) error {
+	ctx = context.WithoutCancel(ctx)
 	if err := m.end(ctx, s.ending(reason, nil)); err != nil {
 		return storeError("delete", err)
 	}

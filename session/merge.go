@@ -92,18 +92,23 @@ func (m *Manager) save(ctx context.Context, next *Session) (*Session, error) {
 			continue
 		}
 		if errors.Is(err, ErrNone) && m.cfg.Revoke != nil {
-			m.working.Go(func() { m.revokeNew(context.WithoutCancel(ctx), next) }) // until Config.Revoke returns
+			m.working.Go(func() { m.revokeTokens(context.WithoutCancel(ctx), next) }) // until Config.Revoke returns
 		}
 		return latest, err
 	}
 }
 
-// revokeNew revokes the tokens that were obtained for a session that has ended.
-func (m *Manager) revokeNew(ctx context.Context, s *Session) {
+// revokeTokens revokes the tokens of a session that has ended.
+func (m *Manager) revokeTokens(ctx context.Context, s *Session) {
 	if err := m.cfg.Revoke(ctx, s.Tokens); err != nil {
-		m.log.ErrorContext(ctx, "tokens of an ended session not revoked; they stay valid until they expire",
-			"session", s.ID, "err", err)
+		m.logUnrevoked(ctx, s.ID, err)
 	}
+}
+
+// logUnrevoked logs that nothing will revoke the tokens of an ended session.
+func (m *Manager) logUnrevoked(ctx context.Context, id string, err error) {
+	m.log.ErrorContext(ctx, "tokens of an ended session not revoked; they stay valid until they expire",
+		"session", id, "err", err)
 }
 
 // saveRetryInterval is short: until tokens are saved, the end of the process

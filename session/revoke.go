@@ -1,8 +1,10 @@
 package session
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
+	"slices"
 	"time"
 )
 
@@ -13,8 +15,11 @@ import (
 // The tokens of a session that is ended for ReasonRevoked are revoked as soon
 // as a replica has the session's ticket: at once if the session is in the cache
 // of a replica, otherwise when a replica next receives the cookie. Until the
-// cookie is received, the tokens cannot be read.
+// cookie is received, the tokens cannot be read. If the store is full, the
+// session ends, and its tokens are revoked only if they are in the cache of
+// this replica.
 func (m *Manager) EndByID(ctx context.Context, id string, reason Reason) (found bool, err error) {
+	ctx = context.WithoutCancel(ctx)
 	sealed, _, found, err := m.sealed(ctx, id)
 	if err != nil || !found {
 		return false, err
@@ -35,30 +40,47 @@ func (m *Manager) EndOther(ctx context.Context, s *Session, id string) (found bo
 }
 
 // EndOthers is EndOther for all other sessions of the user of s, and returns
-// their IDs. Logins in progress are not affected.
+// the IDs of those that it ended, also beside an error. Logins in progress are
+// not affected.
 func (m *Manager) EndOthers(ctx context.Context, s *Session) ([]string, error) {
 	return m.endOthers(ctx, s, func(string) bool { return true })
 }
 
 // endOthers ends those of the other sessions of the user of s that match.
 func (m *Manager) endOthers(ctx context.Context, s *Session, match func(id string) bool) (ended []string, err error) {
+	ctx = context.WithoutCancel(ctx)
 	listed, err := m.listedFor(ctx, s.Issuer, s.Subject, "")
 	if err != nil {
 		return nil, storeError("list sessions", err)
 	}
+	listed = slices.DeleteFunc(listed, func(l listedSession) bool { return l.id == s.ID || !match(l.id) })
+	return endEach(listed, func(l listedSession) (bool, error) {
+		return m.endListed(ctx, l, s.Subject, ReasonRevoked)
+	})
+}
+
+// maxEndFailures is after how many sessions that could not be ended endEach
+// gives up. In an outage of the store, each may take seconds.
+const maxEndFailures = 8
+
+// endEach calls end for sessions, and returns the IDs of those for which end
+// returned true. After an error endEach goes on, because the sessions may be on
+// different servers. The error is the first one.
+func endEach(listed []listedSession, end func(l listedSession) (bool, error)) (ended []string, err error) {
+	failures := 0
 	for _, l := range listed {
-		if l.id == s.ID || !match(l.id) {
-			continue
-		}
-		found, err := m.endListed(ctx, l, s.Subject, ReasonRevoked)
-		if err != nil {
-			return ended, err
-		}
-		if found {
+		found, failure := end(l)
+		switch {
+		case failure != nil:
+			err = cmp.Or(err, failure)
+			if failures++; failures == maxEndFailures {
+				return ended, err
+			}
+		case found:
 			ended = append(ended, l.id)
 		}
 	}
-	return ended, nil
+	return ended, err
 }
 
 // sealed returns the record of the session with an ID, and its time to live.
@@ -82,20 +104,35 @@ func (m *Manager) endSealed(ctx context.Context, sealed []byte, e ending) error 
 	if cached != nil {
 		e.subject = cached.Subject
 	}
+	var unkept error // a full store deletes the record nevertheless
 	if e.reason == ReasonRevoked {
-		if _, err := m.cfg.Store.Create(ctx, revokedKey(e.id), sealed, m.cfg.maxLifetime()); err != nil {
-			return storeError("keep the tokens to revoke", err)
-		}
-		// Announced to all replicas, before the record leaves their caches.
-		if _, err := m.cfg.Store.Acquire(ctx, revocationKey(e.id), m.id, time.Second); err != nil {
-			return storeError("announce the revocation", err)
-		}
+		unkept = m.keepTokens(ctx, e.id, sealed)
 	}
 	if err := m.end(ctx, e); err != nil {
 		return storeError("delete", err)
 	}
-	if e.reason == ReasonRevoked && cached != nil {
+	switch {
+	case e.reason != ReasonRevoked || m.cfg.Revoke == nil:
+	case unkept == nil && cached != nil:
 		m.revokeKept(ctx, cached.ticket)
+	case unkept != nil && cached != nil:
+		m.working.Go(func() { m.revokeTokens(ctx, cached) }) // until Config.Revoke returns
+	case unkept != nil:
+		m.logUnrevoked(ctx, e.id, unkept)
+	}
+	return nil
+}
+
+// keepTokens keeps the record of a session that is about to end for
+// ReasonRevoked, and announces that to all replicas, before the session leaves
+// their caches.
+func (m *Manager) keepTokens(ctx context.Context, id string, sealed []byte) error {
+	if _, err := m.cfg.Store.Create(ctx, revokedKey(id), sealed, m.cfg.maxLifetime()); err != nil {
+		return storeError("keep the tokens to revoke", err)
+	}
+	if _, err := m.cfg.Store.Acquire(ctx, revocationKey(id), m.id, time.Second); err != nil {
+		// Its tokens are revoked when the cookie comes back.
+		m.log.DebugContext(ctx, "revocation not announced", "session", id, "err", err)
 	}
 	return nil
 }
