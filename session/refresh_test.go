@@ -614,6 +614,28 @@ func TestEachTargetHasItsOwnToken(t *testing.T) {
 	})
 }
 
+// The tokens of several routes expire at the same time. Each refresh begins as
+// soon as the one before has ended.
+func TestRefreshesOfTargetsFollowOneAnother(t *testing.T) {
+	p := &tokenEndpoint{takes: 10 * time.Millisecond}
+	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
+		time.Sleep(2 * time.Minute)
+		began := time.Now()
+		var all sync.WaitGroup
+		for _, target := range []string{"", "a", "b", "c"} {
+			all.Go(func() {
+				if _, err := findFresh(t.Context(), m, ticket, target); err != nil {
+					t.Errorf("target %q: %v", target, err)
+				}
+			})
+		}
+		all.Wait()
+		if took := time.Since(began); took > 4*p.takes {
+			t.Errorf("four refreshes took %v, want %v", took, 4*p.takes)
+		}
+	})
+}
+
 func TestFailingTargetDelaysNoOther(t *testing.T) {
 	p := &tokenEndpoint{}
 	m := session.Config{Refresh: func(

@@ -60,44 +60,54 @@ func (m *Manager) onValid(until time.Time) {
 // and OnEnd reads the store once a second.
 func (m *Manager) CacheValid() bool { return m.cache.valid(time.Now()) }
 
-// notifier wakes refreshes that wait for another replica.
+// notifier wakes refreshes that wait for another replica, or for a refresh of
+// the same session for another target.
 type notifier struct {
-	mu      sync.Mutex               // guards waiting
-	waiting map[string]chan struct{} // :: Session.ID → the channel of its one waiter
+	mu      sync.Mutex                            // guards waiting
+	waiting map[string]map[chan struct{}]struct{} // :: Session.ID → the channels of those that wait
 }
 
 // wait returns a channel that receives when the session changes, until stop is
-// called. A session has one waiter, the refresh that waits for its lease.
+// called.
 func (n *notifier) wait(id string) (woken <-chan struct{}, stop func()) {
 	c := make(chan struct{}, 1)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.waiting == nil {
-		n.waiting = make(map[string]chan struct{})
+		n.waiting = make(map[string]map[chan struct{}]struct{})
 	}
-	n.waiting[id] = c
+	if n.waiting[id] == nil {
+		n.waiting[id] = make(map[chan struct{}]struct{})
+	}
+	n.waiting[id][c] = struct{}{}
 	return c, func() {
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		delete(n.waiting, id)
+		if delete(n.waiting[id], c); len(n.waiting[id]) == 0 {
+			delete(n.waiting, id)
+		}
 	}
 }
 
 func (n *notifier) wake(id string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	signal(n.waiting[id])
+	for c := range n.waiting[id] {
+		signal(c)
+	}
 }
 
 func (n *notifier) wakeAll() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for _, c := range n.waiting {
-		signal(c)
+	for _, all := range n.waiting {
+		for c := range all {
+			signal(c)
+		}
 	}
 }
 
-// signal sends on c unless a signal is pending or c is nil.
+// signal sends on c unless a signal is pending.
 func signal(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
