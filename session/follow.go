@@ -3,8 +3,12 @@ package session
 import (
 	"context"
 	"errors"
+	"math"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 const (
@@ -17,6 +21,11 @@ const (
 	// unannouncedInterval is how often each followed session is read while the
 	// store does not announce changes.
 	unannouncedInterval = time.Second
+	// followBatch is how many followed sessions are read until those are looked
+	// for whose change was announced, and followParallel how many of them at
+	// the same time. All are read after a lost connection to the store.
+	followBatch    = 512
+	followParallel = 16
 )
 
 // followers are the calls of Follow that were not stopped.
@@ -38,6 +47,7 @@ type followedSession struct {
 	latest    *Session // as it was last read
 	readAt    time.Time
 	changed   bool // it may have changed since
+	announced bool // it has changed since; it is read before the others
 	followers map[*follower]struct{}
 }
 
@@ -68,6 +78,7 @@ func (m *Manager) OnEnd(s *Session, ended func()) (stop func()) {
 // was read again: after a refresh or a Touch on any replica, for example. The
 // session may be the same as before in all fields. A nil changed is not called.
 // changed and ended must not block. They may be in progress when stop returns.
+// Those of different sessions may be called at the same time.
 func (m *Manager) Follow(s *Session, changed func(latest *Session), ended func(reason Reason)) (stop func()) {
 	f := &follower{id: s.ID, session: s, changed: changed, ended: ended, since: time.Now()}
 	m.followers.add(f)
@@ -152,7 +163,7 @@ func (fs *followers) markChanged(id string) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	if followed := fs.sessions[id]; followed != nil {
-		followed.changed = true
+		followed.announced = true
 		signal(fs.changed)
 	}
 	if id == "" {
@@ -174,20 +185,30 @@ func (fs *followers) requeue(sessions []*Session) {
 	}
 }
 
-// due returns the sessions that have to be read: they may have changed, their
-// idle timeout may have come, or the store does not announce changes.
-func (fs *followers) due(now time.Time, announced bool) []*Session {
+// due returns up to limit of the sessions that have to be read: they have
+// changed, which come first, they may have changed, their idle timeout may have
+// come, or the store does not announce changes. more reports whether there are
+// others.
+func (fs *followers) due(now time.Time, announces bool, limit int) (due []*Session, more bool) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
-	var due []*Session
+	var others []*Session
 	for _, followed := range fs.sessions {
-		unannounced := !announced && now.Sub(followed.readAt) >= unannouncedInterval
-		if followed.changed || unannounced || !now.Before(followed.latest.IdleExpiresAt) {
-			followed.changed = false
+		unannounced := !announces && now.Sub(followed.readAt) >= unannouncedInterval
+		if followed.announced {
 			due = append(due, followed.latest)
+		} else if followed.changed || unannounced || !now.Before(followed.latest.IdleExpiresAt) {
+			others = append(others, followed.latest)
 		}
 	}
-	return due
+	due = append(due, others...)
+	more = len(due) > limit
+	due = due[:min(limit, len(due))]
+	for _, s := range due {
+		followed := fs.sessions[s.ID]
+		followed.changed, followed.announced = false, false
+	}
+	return due, more
 }
 
 // update records that a session was found, and calls changed of the followers
@@ -236,7 +257,8 @@ func (fs *followers) close() {
 	fs.mu.Unlock()
 	fs.register(time.Now(), true)
 	fs.markChanged("")
-	for _, s := range fs.due(time.Now(), true) {
+	all, _ := fs.due(time.Now(), true, math.MaxInt)
+	for _, s := range all {
 		fs.end(s.ID, "")
 	}
 }
@@ -244,30 +266,60 @@ func (fs *followers) close() {
 // runFollowers looks for changes and ends of followed sessions, and calls their
 // followers, until ctx is done.
 func (m *Manager) runFollowers(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-m.followers.changed:
-		case <-time.After(followInterval):
+	for more := false; ctx.Err() == nil; {
+		if !more {
+			select {
+			case <-ctx.Done():
+				return
+			case <-m.followers.changed:
+			case <-time.After(followInterval):
+			}
 		}
 		now := time.Now()
 		m.followers.register(now, false)
-		due := m.followers.due(now, m.cache.valid(now))
-		for len(due) > 0 {
-			latest, err := m.find(ctx, due[0].ticket)
-			if err != nil && !errors.Is(err, ErrNone) {
-				break // the store is unavailable
-			}
-			if err == nil {
-				m.followers.update(latest, now)
-			} else {
-				m.followers.end(due[0].ID, m.endReason(ctx, due[0].ID))
-			}
-			due = due[1:]
+		var due []*Session
+		due, more = m.followers.due(now, m.cache.valid(now), followBatch)
+		if unread := m.readFollowed(ctx, due, now); len(unread) > 0 {
+			m.followers.requeue(unread)
+			more = false // the store is unavailable
 		}
-		m.followers.requeue(due)
 	}
+}
+
+// readFollowed reads sessions and calls their followers. Once a read has failed
+// it begins no more, since all are likely to fail. It returns the sessions that
+// were not read.
+func (m *Manager) readFollowed(ctx context.Context, due []*Session, now time.Time) (unread []*Session) {
+	var failed atomic.Bool
+	var mu sync.Mutex // guards unread
+	skip := func(sessions ...*Session) {
+		failed.Store(true)
+		mu.Lock()
+		defer mu.Unlock()
+		unread = append(unread, sessions...)
+	}
+	var group errgroup.Group
+	group.SetLimit(followParallel)
+	for i, s := range due {
+		if failed.Load() {
+			skip(due[i:]...)
+			break
+		}
+		group.Go(func() error {
+			latest, err := m.find(ctx, s.ticket)
+			switch {
+			case err == nil:
+				m.followers.update(latest, now)
+			case errors.Is(err, ErrNone):
+				m.followers.end(s.ID, m.endReason(ctx, s.ID))
+			default:
+				skip(s)
+			}
+			return nil
+		})
+	}
+	group.Wait() // its error is always nil
+	return unread
 }
 
 // endReason returns why a session ended.

@@ -519,6 +519,52 @@ func TestBackoffGrows(t *testing.T) {
 	})
 }
 
+// All followed sessions are read after a lost connection to the store. That
+// does not delay the end of one of them.
+func TestOnEndIsCalledWhileAllSessionsAreRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &distantStore{tappedStore: newTappedStore()}
+		m := newManager(t, session.Config{Store: store})
+		other := newManager(t, session.Config{Store: store.Memory})
+		watch(t, m)
+		const n = 2000
+		ended := make(chan string, n)
+		var all []*session.Session
+		for range n {
+			s, _ := signIn(t, m, tokens())
+			m.OnEnd(s, func() { ended <- s.ID })
+			all = append(all, s)
+		}
+		time.Sleep(20 * time.Second) // all are registered, and none is cached
+		store.takes.Store(int64(20 * time.Millisecond))
+		store.cut()
+		store.restore()
+		time.Sleep(200 * time.Millisecond)
+		for _, s := range []*session.Session{all[0], all[n/2], all[n-1]} {
+			began := time.Now()
+			if err := other.End(t.Context(), s, session.ReasonLogout); err != nil {
+				t.Fatal(err)
+			}
+			wantEqual(t, "the session that ended", <-ended, s.ID)
+			if took := time.Since(began); took > time.Second {
+				t.Errorf("the end was noticed after %v, want a second at most", took)
+			}
+		}
+		store.takes.Store(0)
+	})
+}
+
+// distantStore takes time to read a record.
+type distantStore struct {
+	*tappedStore
+	takes atomic.Int64 // a time.Duration
+}
+
+func (s *distantStore) Get(ctx context.Context, key string) ([]byte, time.Duration, bool, error) {
+	time.Sleep(time.Duration(s.takes.Load()))
+	return s.tappedStore.Get(ctx, key)
+}
+
 func TestFollowTellsOfChanges(t *testing.T) {
 	for _, announced := range []bool{true, false} {
 		p := new(tokenEndpoint)
