@@ -177,7 +177,15 @@ func (s *cacheShard) remove(id string) {
 
 // size returns about how many bytes a session takes in memory.
 func (s *Session) size() int {
-	return 1024 + len(s.sealed) + 2*len(s.Claims) + 2*len(s.Tokens.Access) + len(s.Tokens.Refresh) + len(s.Tokens.ID)
+	t := &s.Tokens
+	size := 1024 + len(s.sealed) + 2*len(s.Claims) + 2*len(t.Access) + len(t.Refresh) + len(t.ID)
+	for target, other := range t.Others { // each access token is there once more, in a header
+		size += 512 + len(target) + 2*len(other.Access) + len(other.Scope)
+	}
+	for _, token := range t.Superseded {
+		size += len(token)
+	}
+	return size
 }
 
 // drop removes a session that has changed.

@@ -60,6 +60,21 @@ func TestCacheIsBounded(t *testing.T) {
 	})
 }
 
+// The tokens of routes and of replaced sessions count too.
+func TestCacheCountsAllTokens(t *testing.T) {
+	t.Parallel()
+	token := Secret(make([]byte, 10_000))
+	none, access := new(Session).size(), &Session{Tokens: Tokens{Access: token}}
+	others := &Session{Tokens: Tokens{Others: map[string]Tokens{"a": {Access: token}, "b": {Access: token}}}}
+	superseded := &Session{Tokens: Tokens{Superseded: []Secret{token, token}}}
+	if got, want := others.size()-none, 2*(access.size()-none); got < want {
+		t.Errorf("two tokens of routes: got %d bytes, want %d or more", got, want)
+	}
+	if got, want := superseded.size()-none, 2*len(token); got < want {
+		t.Errorf("two refresh tokens of replaced sessions: got %d bytes, want %d or more", got, want)
+	}
+}
+
 func TestCacheReloadsEntryBeforeItIsTooOld(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCache(5 * time.Second)

@@ -84,7 +84,8 @@ func (m *Manager) List(ctx context.Context, issuer, subject, sid string, offset,
 		return nil, false, storeError("list sessions", err)
 	}
 	slices.Reverse(listed)
-	listed = listed[min(max(0, offset), len(listed)):]
+	offset, limit = max(0, offset), max(0, limit)
+	listed = listed[min(offset, len(listed)):]
 	more = len(listed) > limit
 	for _, l := range listed[:min(limit, len(listed))] {
 		_, ttl, found, err := m.cfg.Store.Get(ctx, recordKey(l.id))

@@ -83,6 +83,7 @@ func TestListReturnsPages(t *testing.T) {
 	}{
 		{0, 2, all[:2], true}, {2, 2, all[2:4], true}, {4, 2, all[4:], false}, {3, 2, all[3:], false},
 		{9, 2, nil, false}, {0, 5, all, false},
+		{0, 0, nil, true}, {-1, 2, all[:2], true}, {0, -1, nil, true}, {9, -1, nil, false},
 	} {
 		infos, more, err := m.List(t.Context(), "i", "alice", "", test.offset, test.limit)
 		if err != nil {

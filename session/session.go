@@ -157,12 +157,22 @@ type lazy struct {
 // Claim returns a claim of the user as encoding/json decodes it, with numbers
 // as json.Number; nil if there is no such claim.
 func (s *Session) Claim(name string) any {
-	s.lazy.claimsOnce.Do(func() {
+	l := s.shared()
+	l.claimsOnce.Do(func() {
 		d := json.NewDecoder(bytes.NewReader(s.Claims))
 		d.UseNumber()
-		d.Decode(&s.lazy.claims) // it was encoded when the session started
+		d.Decode(&l.claims) // it was encoded when the session started
 	})
-	return s.lazy.claims[name]
+	return l.claims[name]
+}
+
+// shared returns the values that are shared by all users of a read. A Session
+// that no Manager has made, such as one in a test, has none.
+func (s *Session) shared() *lazy {
+	if s.lazy == nil {
+		return new(lazy)
+	}
+	return s.lazy
 }
 
 // Format writes the session's ID, whatever the verb: fmt would print the data
@@ -176,31 +186,32 @@ func (s Session) LogValue() slog.Value { return slog.StringValue(s.ID) }
 // token for a target (see Tokens.Authorization); nil if there is no such token.
 // The values must not be modified.
 func (s *Session) Authorization(target string) []string {
-	s.initCredentials()
-	return s.lazy.headers[target]
+	return s.credentials().headers[target]
 }
 
 // Key returns the private key that the tokens are bound to; nil if they are
 // bearer tokens.
 func (s *Session) Key() *ecdsa.PrivateKey {
-	s.initCredentials()
-	return s.lazy.key
+	return s.credentials().key
 }
 
-func (s *Session) initCredentials() {
-	s.lazy.credentialsOnce.Do(func() {
+// credentials returns the values with headers and key set.
+func (s *Session) credentials() *lazy {
+	l := s.shared()
+	l.credentialsOnce.Do(func() {
 		t := &s.Tokens
 		if t.Key != "" {
 			scalar, _ := base64.RawURLEncoding.DecodeString(t.Key.Reveal())
-			s.lazy.key, _ = ecdsa.ParseRawPrivateKey(elliptic.P256(), scalar) // Start has checked it
+			l.key, _ = ecdsa.ParseRawPrivateKey(elliptic.P256(), scalar) // Start has checked it
 		}
-		s.lazy.headers = map[string][]string{"": {t.Authorization()}}
+		l.headers = map[string][]string{"": {t.Authorization()}}
 		for target := range t.Others {
 			other := t.For(target)
 			other.Key = t.Key
-			s.lazy.headers[target] = []string{other.Authorization()}
+			l.headers[target] = []string{other.Authorization()}
 		}
 	})
+	return l
 }
 
 // Ticket returns the ticket that opens the session.

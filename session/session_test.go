@@ -440,6 +440,25 @@ func flatten(err error) []error {
 	return []error{err}
 }
 
+// A test of a handler makes a Session of its own.
+func TestSessionOfNoManager(t *testing.T) {
+	t.Parallel()
+	s := &session.Session{Claims: json.RawMessage(`{"sub":"alice"}`), Tokens: session.Tokens{Access: "a"}}
+	wantEqual(t, "Claim", s.Claim("sub"), any("alice"))
+	wantEqual(t, "Authorization", strings.Join(s.Authorization(""), ","), "Bearer a")
+	wantEqual(t, "Key", s.Key(), nil)
+	var zero session.Session
+	wantEqual(t, "Claim of the zero Session", zero.Claim("sub"), nil)
+	m := newManager(t, session.Config{})
+	if err := m.Touch(t.Context(), &zero); !errors.Is(err, session.ErrNone) {
+		t.Errorf("Touch: got %v, want ErrNone", err)
+	}
+	if err := m.End(t.Context(), &zero, session.ReasonLogout); err != nil {
+		t.Errorf("End: %v", err)
+	}
+	m.OnEnd(&zero, func() {})()
+}
+
 func TestSecretsAreNeverPrinted(t *testing.T) {
 	m := newManager(t, session.Config{})
 	s, _ := signIn(t, m, tokens())
