@@ -23,7 +23,7 @@ import (
 // An outage of the provider, of any kind and duration, ends no session and
 // delays no request by more than oidc.wait. All sessions resume soon after the
 // provider responds again, without a burst of requests. The provider is a
-// process of its own. Its access tokens expire after a minute, and it revokes
+// process of its own. Its access tokens expire after 30 seconds, and it revokes
 // the tokens of a session whose refresh token is used twice.
 func TestProviderOutageEndsNoSession(t *testing.T) {
 	testenv.Slow(t)
@@ -73,7 +73,7 @@ func TestProviderOutageEndsNoSession(t *testing.T) {
 		all.Go(func() {                             // concurrently, because they mostly wait
 			t.Run(test.name, func(t *testing.T) {
 				time.Sleep(delay)
-				o := startOutage(t, 50)
+				o := startOutage(t)
 				stop := o.callAll()
 				time.Sleep(5 * time.Second)
 				before := o.stats()
@@ -89,6 +89,11 @@ func TestProviderOutageEndsNoSession(t *testing.T) {
 }
 
 const (
+	// outageUsers sign in, one in each second, before the outage.
+	outageUsers = 25
+	// outageTokenTTL is the life of an access token. It is longer than the
+	// sign-ins take, and shorter than the long outages: all sessions wait then.
+	outageTokenTTL = 30 * time.Second
 	// outageWait is the oidc.wait of the replicas.
 	outageWait = 5 * time.Second
 	// outageSlack is how much longer a call may take than that. On an idle
@@ -121,10 +126,10 @@ type outageStats struct {
 }
 
 // startOutage signs one user in each second, so that their tokens expire at
-// different times. It takes 50 seconds for 50 users. Meanwhile those who have
-// signed in make a few calls, which refresh tokens in time if it takes longer:
-// on a busy machine many would expire at once.
-func startOutage(t *testing.T, users int) *outage {
+// different times. Meanwhile those who have signed in make a few calls, which
+// refresh tokens in time if it takes longer: on a busy machine many would
+// expire at once.
+func startOutage(t *testing.T) *outage {
 	t.Helper()
 	providerAddr, control := freeAddr(t), freeAddr(t)
 	o := &outage{fleet: newFleet(t, nil), control: control, proxy: redistest.StartProxy(t, providerAddr)}
@@ -154,10 +159,10 @@ func startOutage(t *testing.T, users int) *outage {
 	})
 	store := redistest.Start(t)
 	o.startReplicas(map[string]string{
-		"OIDC_ISSUER": issuer, "OIDC_WAIT": outageWait.String(), "SESSION_REFRESH_AHEAD": "10s",
+		"OIDC_ISSUER": issuer, "OIDC_WAIT": outageWait.String(), "SESSION_REFRESH_AHEAD": "5s",
 	}, store.URL(), store.URL(), store.URL())
 	started := time.Now()
-	for i := range users {
+	for i := range outageUsers {
 		time.Sleep(time.Until(started.Add(time.Duration(i) * time.Second)))
 		o.users = append(o.users, o.signIn(t, fmt.Sprintf("user%02d", i), devidp.Hooks{}))
 		for j := i % 5; j <= i; j += 5 {
@@ -224,6 +229,12 @@ func (o *outage) check(calls []response, began, recovered time.Time, before, aft
 		}
 		return n
 	}
+	// Each replica tries one token request in each 0.8 s.
+	during := count(began, recovered)
+	most := len(o.users) + 2*len(o.replicas)*int(recovered.Sub(began)/time.Second)
+	if during > most {
+		o.t.Errorf("refresh requests during the outage: got %d, want at most %d", during, most)
+	}
 	// A session sends one or two refresh requests. Their distribution depends
 	// on how fast the provider recovers, so it is only logged.
 	if got := count(recovered, recovered.Add(5*time.Second)); got > 2*len(o.users) {
@@ -240,7 +251,7 @@ func (o *outage) check(calls []response, began, recovered time.Time, before, aft
 		len(calls), statuses, longest.Round(time.Millisecond), slowest(earlier).Round(time.Millisecond),
 		lastFailure.Round(time.Millisecond))
 	o.t.Logf("refresh requests: %d before, %d during the outage, at most %d within 100 ms after it",
-		len(before.Refreshes), count(began, recovered), busiest)
+		len(before.Refreshes), during, busiest)
 }
 
 func (o *outage) signal(s os.Signal) {
@@ -285,14 +296,14 @@ func serveOutageProvider() {
 	settings := strings.Fields(os.Getenv("CLOAKROOM_TEST_PROVIDER"))
 	issuer, addr, control, app := settings[0], settings[1], settings[2], settings[3]
 	cfg := devidp.Config{
-		Issuer: issuer, AccessTokenTTL: time.Minute, Logger: slog.New(slog.DiscardHandler),
+		Issuer: issuer, AccessTokenTTL: outageTokenTTL, Logger: slog.New(slog.DiscardHandler),
 		Clients: []devidp.Client{{
 			ID: "spa", Secret: "s3cret:with/odd+characters%&",
 			RedirectURIs:           []string{app + "/bff/callback"},
 			PostLogoutRedirectURIs: []string{app + "/bff/logout/callback"},
 		}},
 	}
-	for i := range 50 {
+	for i := range outageUsers {
 		cfg.Users = append(cfg.Users, devidp.User{Sub: fmt.Sprintf("user%02d", i)})
 	}
 	provider, err := devidp.New(cfg)
