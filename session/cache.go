@@ -90,6 +90,18 @@ func (c *cache) getFrom(shard *cacheShard, id string, now time.Time) *Session {
 	return e.session
 }
 
+// peek returns a session that is in the cache, or nil, for a caller that needs
+// the session's ticket or tokens and does not read the store otherwise.
+func (c *cache) peek(id string, now time.Time) *Session {
+	shard := c.shard(id)
+	shard.mu.Lock()
+	defer shard.mu.Unlock()
+	if e := shard.entries[id]; e != nil && c.valid(now) && now.Sub(e.read) <= c.maxAge {
+		return e.session
+	}
+	return nil
+}
+
 // stats returns how many calls of get found a session, and how many did not.
 func (c *cache) stats() (hits, misses uint64) {
 	for i := range c.shards {

@@ -100,7 +100,7 @@ func (m *Manager) sealed(ctx context.Context, id string) (record []byte, ttl tim
 
 // endSealed ends a session that is known by its record alone.
 func (m *Manager) endSealed(ctx context.Context, sealed []byte, e ending) error {
-	cached := m.cache.get(e.id, time.Now())
+	cached := m.cache.peek(e.id, time.Now())
 	if cached != nil {
 		e.subject = cached.Subject
 	}
@@ -151,7 +151,7 @@ func revocationKey(id string) string { return leaseKey(revokedPrefix + id) }
 // revokeCached revokes the tokens of a session that another replica is about to
 // end for ReasonRevoked, if it is in the cache.
 func (m *Manager) revokeCached(id string) {
-	if s := m.cache.get(id, time.Now()); s != nil {
+	if s := m.cache.peek(id, time.Now()); s != nil {
 		m.working.Go(func() { m.revokeKept(context.Background(), s.ticket) }) // a read of the store
 	}
 }

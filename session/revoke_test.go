@@ -215,6 +215,37 @@ func TestRevokedTokensAreRevokedWhenCookieReturns(t *testing.T) {
 	}
 }
 
+// An entry of the cache that a request would read again is used all the same.
+func TestRevokedTokensOfAgingSessionAreRevoked(t *testing.T) {
+	for name, end := range map[string]func(a, b *session.Manager) *session.Manager{
+		"this replica":    func(a, _ *session.Manager) *session.Manager { return a },
+		"another replica": func(_, b *session.Manager) *session.Manager { return b },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var store tokenstore.Memory
+				p := new(tokenEndpoint)
+				a := newManager(t, session.Config{Store: &store, Revoke: p.revoke})
+				b := newManager(t, session.Config{Store: &store, Revoke: p.revoke})
+				watch(t, a)
+				watch(t, b)
+				synctest.Wait()
+				s, ticket := signIn(t, a, tokens())
+				wantAlive(t, a, ticket, name)
+				time.Sleep(4500 * time.Millisecond)
+				if _, err := end(a, b).EndByID(t.Context(), s.ID, session.ReasonRevoked); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+				if got := p.revoked; len(got) == 0 || got[0] != "refresh-1" {
+					t.Errorf("got %q revoked, want refresh-1", got)
+				}
+				wantEqual(t, "reads for requests", a.Stats().CacheHits+a.Stats().CacheMisses, 1)
+			})
+		})
+	}
+}
+
 func TestRevokedTokensOfCachedSessionAreRevoked(t *testing.T) {
 	for way, revoke := range revocations {
 		synctest.Test(t, func(t *testing.T) {
