@@ -324,16 +324,23 @@ func (m *Manager) open(ctx context.Context, t Ticket, sealed []byte) (*Session, 
 
 // Touch records activity of the user and moves the idle timeout. Touch writes
 // at most sixty times per idle timeout. So a session may end early, by up to a
-// sixtieth of the idle timeout. The error is ErrNone if the session has ended,
-// or wraps ErrStore.
+// sixtieth of the idle timeout. If Config.IdleTimeout has changed since the
+// last Touch, the new one counts. The error is ErrNone if the session has
+// ended, or wraps ErrStore.
 func (m *Manager) Touch(ctx context.Context, s *Session) error {
 	now := time.Now()
 	ttl := m.idleTTL(s, now)
 	if ttl <= 0 {
 		return ErrNone
 	}
-	if ttl-s.recordEnds.Sub(now) < m.touchInterval() {
-		if ttl < m.cfg.idleTimeout() && m.seen.due(s.ID, now, m.touchInterval()) {
+	interval, longer := m.touchInterval(), ttl-s.recordEnds.Sub(now)
+	switch {
+	case longer >= interval:
+	case longer <= -interval && m.seen.due(s.ID, now, interval):
+		// The idle timeout has been shortened. Replicas with another one do not
+		// cause more writes than usual.
+	default:
+		if ttl < m.cfg.idleTimeout() && m.seen.due(s.ID, now, interval) {
 			m.touchInfo(ctx, s.ID) // the record itself cannot live longer
 		}
 		return nil

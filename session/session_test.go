@@ -197,6 +197,51 @@ func TestTouchMovesIdleTimeoutNotMaxLifetime(t *testing.T) {
 	})
 }
 
+// The operator has changed the idle timeout. The next activity applies it.
+func TestTouchAppliesChangedIdleTimeout(t *testing.T) {
+	for _, test := range []struct{ before, after time.Duration }{
+		{8 * time.Hour, 30 * time.Minute}, {30 * time.Minute, 8 * time.Hour},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			store := &countingStore{Store: new(tokenstore.Memory), touches: make(map[string]int)}
+			_, ticket := signIn(t, newManager(t, session.Config{Store: store, IdleTimeout: test.before}), tokens())
+			m := newManager(t, session.Config{Store: store, IdleTimeout: test.after})
+			time.Sleep(time.Minute)
+			for range 100 {
+				if err := m.Touch(t.Context(), wantAlive(t, m, ticket, "after a minute")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			wantEqual(t, "writes", store.touches["session"], 1)
+			time.Sleep(test.after - time.Minute)
+			wantAlive(t, m, ticket, "before the idle timeout")
+			time.Sleep(2 * time.Minute)
+			wantNone(t, m, ticket, "after the idle timeout")
+		})
+	}
+}
+
+// Replicas disagree for as long as a change of the configuration takes. They do
+// not write with every request.
+func TestReplicasMayDifferInIdleTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &countingStore{Store: new(tokenstore.Memory), touches: make(map[string]int)}
+		long := newManager(t, session.Config{Store: store, IdleTimeout: 8 * time.Hour})
+		short := newManager(t, session.Config{Store: store, IdleTimeout: 30 * time.Minute})
+		_, ticket := signIn(t, long, tokens())
+		for range 100 {
+			for _, m := range []*session.Manager{long, short} {
+				if err := m.Touch(t.Context(), wantAlive(t, m, ticket, "in use")); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if n := store.touches["session"]; n > 3 {
+			t.Errorf("got %d writes, want 3 at most", n)
+		}
+	})
+}
+
 func TestMaxLifetimeDoesNotDependOnStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newManager(t, session.Config{
