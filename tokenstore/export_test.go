@@ -18,5 +18,8 @@ func (s *Redis) MaxIdle(ctx context.Context) ([]time.Duration, error) {
 // FoundDead reports whether an operation has failed on a dead connection.
 func (s *Redis) FoundDead() bool { return s.suspect.Load() > 0 }
 
+// TryTimeout limits the first try of an operation.
+const TryTimeout = tryTimeout
+
 // WarnOfServer logs what the response of INFO shows.
 var WarnOfServer = warnOfServer

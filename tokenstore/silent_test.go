@@ -178,13 +178,18 @@ func TestRetryOnConnectionDroppedWhileWaiting(t *testing.T) {
 		}
 	}
 	proxy.DropSilently()
+	began := time.Now()
 	var all sync.WaitGroup
 	for range connections {
 		all.Go(get)
 	}
 	time.Sleep(200 * time.Millisecond) // all wait
 	get()                              // on a new connection
-	proxy.DropSilently()
+	// On a busy machine that may have taken so long that they retry already. To
+	// drop a connection twice in one operation makes it fail.
+	if time.Since(began) < tokenstore.TryTimeout {
+		proxy.DropSilently()
+	}
 	all.Wait()
 }
 
