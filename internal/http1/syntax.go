@@ -1,5 +1,10 @@
 package http1
 
+import (
+	"net/textproto"
+	"strings"
+)
+
 // isToken reports whether name is a token, as header names and methods are (RFC
 // 9110, section 5.6.2).
 func isToken[T string | []byte](name T) bool {
@@ -62,3 +67,40 @@ func trimSpace(value string) string {
 	}
 	return value
 }
+
+// canonicalName is textproto.CanonicalMIMEHeaderKey. It looks nothing up for a
+// name that is canonical, and allocates nothing for those that browsers and
+// proxies send in lower case. It returns an empty string if name is no token.
+func canonicalName(name string) string {
+	canonical, first := true, true // first of a word
+	for i := range len(name) {
+		c := name[i]
+		if !tokenByte[c] {
+			return ""
+		}
+		if first && 'a' <= c && c <= 'z' || !first && 'A' <= c && c <= 'Z' {
+			canonical = false
+		}
+		first = c == '-'
+	}
+	if canonical {
+		return name
+	}
+	if known, ok := knownNames[name]; ok {
+		return known
+	}
+	return textproto.CanonicalMIMEHeaderKey(name)
+}
+
+// knownNames are canonical names by what clients send.
+var knownNames = func() map[string]string {
+	names := map[string]string{"X-CSRF": "X-Csrf", "DNT": "Dnt"}
+	for name := range strings.FieldsSeq("Accept Accept-Encoding Accept-Language Authorization Cache-Control " +
+		"Connection Content-Length Content-Type Cookie Dnt Host If-Modified-Since If-None-Match Origin Pragma " +
+		"Priority Range Referer Sec-Ch-Ua Sec-Ch-Ua-Mobile Sec-Ch-Ua-Platform Sec-Fetch-Dest Sec-Fetch-Mode " +
+		"Sec-Fetch-Site Sec-Fetch-User Sec-Gpc Traceparent Upgrade-Insecure-Requests User-Agent " +
+		"X-Csrf X-Forwarded-For X-Forwarded-Host X-Forwarded-Proto X-Request-Id X-Requested-With") {
+		names[strings.ToLower(name)] = name
+	}
+	return names
+}()
