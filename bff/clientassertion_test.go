@@ -70,6 +70,15 @@ func (w *workload) set(text string) {
 	}
 }
 
+// replaceByFolder replaces the file by a folder, until it is written again.
+func (w *workload) replaceByFolder() {
+	w.t.Helper()
+	os.Remove(w.file)
+	if err := os.Mkdir(w.file, 0o700); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
 // TestClientAssertionFile checks that each request has the assertion that is in
 // the file then: the provider accepts none twice.
 func TestClientAssertionFile(t *testing.T) {
@@ -113,7 +122,8 @@ func TestClientAssertionFileIsOfNoUse(t *testing.T) {
 		"missing":       {func(w *workload) { os.Remove(w.file) }, "no such file"},
 		"empty":         {func(w *workload) { w.set("") }, "has no signed JWT"},
 		"another file":  {func(w *workload) { w.set("topsecret") }, "has no signed JWT"},
-		"too long":      {func(w *workload) { w.set(strings.Repeat("topsecret", 10000)) }, "has no signed JWT"},
+		"too long":      {func(w *workload) { w.set(strings.Repeat("topsecret", 200_000)) }, "more than 1 MiB"},
+		"a folder":      {(*workload).replaceByFolder, "is not a regular file"},
 		"expired":       {func(w *workload) { w.write(time.Now().Add(-time.Hour)) }, "must renew it"},
 		"not its claim": {func(w *workload) { w.set("eyJhbGciOiJFUzI1NiJ9.W10.AAAA") }, "has no valid claims"},
 	} {
@@ -140,6 +150,7 @@ func TestClientAssertionFileIsOfNoUse(t *testing.T) {
 			if logs := a.logs.String(); !strings.Contains(logs, test.want) || strings.Contains(logs, "topsecret") {
 				t.Errorf("the log: got %s, want one with %q and without the content", logs, test.want)
 			}
+			os.Remove(w.file) // rename does not replace a folder
 			w.write(time.Now().Add(time.Minute))
 			waitFor(t, "the next assertion is used", func() bool {
 				return b.Fetch("POST", "/bff/session/refresh").StatusCode == 200

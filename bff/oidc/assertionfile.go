@@ -3,23 +3,18 @@ package oidc
 import (
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"strings"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/jwt"
+
+	"github.com/cloakroom-bff/cloakroom/internal/smallfile"
 )
 
-const (
-	// maxAssertion is the maximum size of a client assertion in a file. The
-	// tokens of Kubernetes have about 1 KiB.
-	maxAssertion = 16 << 10
-	// assertionSkew is how far the clocks of this machine and of the provider
-	// may differ: an assertion that has only just expired is still sent.
-	assertionSkew = time.Minute
-)
+// assertionSkew is how far the clocks of this machine and of the provider may
+// differ: an assertion that has only just expired is still sent.
+const assertionSkew = time.Minute
 
 // checkAssertionFile verifies what belongs to JWTFile, and that the file has an
 // assertion now.
@@ -49,18 +44,13 @@ func checkAssertionFile(cfg *Config, fail func(name string, value any, err error
 // readAssertion returns the client assertion in a file. The provider verifies
 // it. An error does not quote the file, which may hold another secret.
 func readAssertion(file string) (string, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxAssertion+1))
+	text, err := smallfile.Read(file)
 	if err != nil {
 		return "", err
 	}
 	assertion := strings.TrimSpace(string(text))
 	token, err := jwt.ParseSigned(assertion, assertionAlgorithms)
-	if err != nil || len(text) > maxAssertion {
+	if err != nil {
 		return "", fmt.Errorf("%s has no signed JWT", file)
 	}
 	var claims jwt.Claims
