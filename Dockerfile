@@ -29,7 +29,7 @@ LABEL org.opencontainers.image.title="Cloakroom" \
       org.opencontainers.image.documentation="https://github.com/cloakroom-bff/cloakroom/blob/main/docs/deployment.md" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=certificates /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
-# It makes 0.0.0.0:8080 the default of server.listen.
+# It makes :8080 the default of server.listen.
 ENV container=oci
 USER 65532:65532
 EXPOSE 8080 9090

@@ -73,7 +73,7 @@ func (l *loader) load() *Config {
 		}
 	}
 	if c.Server.Listen == "" && l.getenv("container") != "" {
-		c.Server.Listen = "0.0.0.0:8080"
+		c.Server.Listen = ":8080"
 	}
 	c.SetDefaults()
 	c.files = l.allFiles(c)

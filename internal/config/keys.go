@@ -81,7 +81,7 @@ func alternatives(values []string) string {
 // Keys are all keys, in the order of the schema.
 var Keys = []Key{
 	{"server.listen", "127.0.0.1:8080",
-		"Address for browsers, or for the proxy in front of the broker. In a container 0.0.0.0:8080."},
+		"Address for browsers, or for the proxy in front of the broker. In a container :8080."},
 	{"server.public_url", "",
 		"Required. URL at which the browser sees the app: `https`, or `http` on a loopback host. It can have a path, " +
 			"such as `https://example.com/shop`."},

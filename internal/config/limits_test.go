@@ -100,7 +100,7 @@ func TestListensOnAllInterfacesInAContainer(t *testing.T) {
 		want string
 	}{
 		"elsewhere":          {"", nil, "127.0.0.1:8080"},
-		"in a container":     {"", container, "0.0.0.0:8080"},
+		"in a container":     {"", container, ":8080"},
 		"set in a container": {"server: {listen: 127.0.0.1:8081}\n", container, "127.0.0.1:8081"},
 	} {
 		t.Run(name, func(t *testing.T) {

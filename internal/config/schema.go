@@ -42,7 +42,7 @@ type Metrics struct{}
 type Tracing struct{}
 
 type Server struct {
-	Listen         string         `yaml:"listen"`          // default 127.0.0.1:8080, in a container 0.0.0.0:8080
+	Listen         string         `yaml:"listen"`          // default 127.0.0.1:8080, in a container :8080
 	PublicURL      string         `yaml:"public_url"`      // required
 	Prefix         string         `yaml:"prefix"`          // default /bff
 	AdminListen    string         `yaml:"admin_listen"`    // default 127.0.0.1:9090
