@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -477,11 +478,15 @@ func TestFileStoreIsForOneProcess(t *testing.T) {
 
 // A release is named after its app. Its objects tell what they are.
 func TestNamesOfOtherReleases(t *testing.T) {
-	t.Parallel()
 	for release, want := range map[string]string{
 		"shop":                  "shop-cloakroom",
 		"cloakroom-shop":        "cloakroom-shop",
 		strings.Repeat("a", 53): strings.Repeat("a", 47) + "-cloakroom",
+		// The name of a Service begins with a letter, and has no dot.
+		"shop.v2":                              "shop-v2-cloakroom",
+		"2024":                                 "cloakroom-2024",
+		"1" + strings.Repeat("b", 45) + "---c": "cloakroom-1" + strings.Repeat("b", 45),
+		"true":                                 "true-cloakroom",
 	} {
 		text, err := command(tool(t, "bin/helm"), "template", release, chart, "-f", example)
 		if err != nil {
@@ -491,6 +496,73 @@ func TestNamesOfOtherReleases(t *testing.T) {
 			if got := o.at("metadata.name"); got != want {
 				t.Errorf("release %s: got the %s %v, want %s", release, o["kind"], got, want)
 			}
+		}
+		if err := validate(t, "schemas", text); err != nil {
+			t.Errorf("release %s: %v", release, err)
+		}
+	}
+}
+
+// Names that YAML reads as numbers or booleans stay names.
+func TestNamesStayText(t *testing.T) {
+	text, err := template(t, "-f", chart+"/ci/all-values.yaml", "--set-string", "secret=123,ingress.className=on,"+
+		"ingress.tlsSecret=1e3,priorityClassName=true,nodeSelector.pool=1,podLabels.version=1.0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := validate(t, "schemas", text); err != nil {
+		t.Error(err)
+	}
+}
+
+// Ingress and HTTPRoute take host names in lower case only. Without a host they
+// match all, which is what an origin with an IP address needs.
+func TestHostsOfIngressAndRoute(t *testing.T) {
+	for url, want := range map[string]string{
+		"https://App.Example.com": "app.example.com", "https://localhost": "localhost",
+		"https://xn--bcher-kva.example:8443/shop": "xn--bcher-kva.example",
+		"https://[2001:db8::1]:8443":              "", "https://192.0.2.1": "",
+	} {
+		text, err := template(t, "-f", chart+"/ci/all-values.yaml", "--set", "config.server.public_url="+url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := validate(t, "schemas", text); err != nil {
+			t.Errorf("%s: %v", url, err)
+		}
+		var name any = want
+		names := any([]any{want})
+		if want == "" {
+			name, names = nil, nil
+		}
+		all := parse(t, text)
+		wantValues(t, all.get(t, "Ingress", "cloakroom"), map[string]any{
+			"spec.rules.0.host": name, "spec.tls.0.hosts": names,
+		})
+		wantValues(t, all.get(t, "HTTPRoute", "cloakroom"), map[string]any{"spec.hostnames": names})
+	}
+}
+
+// What a variable sets need not be in config.
+func TestKeysInTheEnvironmentAreNotMissing(t *testing.T) {
+	t.Parallel()
+	render(t, "--set-json", `config={"server": {"public_url": "https://app.example.com"}}`, "--set-json", `extraEnv=[
+		{"name": "CLOAKROOM_OIDC_ISSUER", "value": "https://id.example.com"},
+		{"name": "CLOAKROOM_OIDC_CLIENT_ID", "value": "spa"},
+		{"name": "CLOAKROOM_STORE_URL", "valueFrom": {"secretKeyRef": {"name": "redis", "key": "url"}}}]`)
+}
+
+// On a node with IPv6 only, a pod has no address of IPv4.
+func TestChartListensOnIPv4AndIPv6(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"listen", "admin_listen"} {
+		var settings object
+		text := render(t, "-f", example).get(t, "ConfigMap", "cloakroom").at("data").(map[string]any)["cloakroom.yaml"]
+		if err := yaml.Load([]byte(text.(string)), (*map[string]any)(&settings)); err != nil {
+			t.Fatal(err)
+		}
+		if host, _, err := net.SplitHostPort(settings.at("server." + name).(string)); err != nil || host != "" {
+			t.Errorf("server.%s: got the host %q (%v), want none", name, host, err)
 		}
 	}
 }
@@ -527,6 +599,16 @@ func TestChartNamesMistakesInValues(t *testing.T) {
 		{"config.store.url=", `replicas is 2, but config.store.url "memory:" is for one replica`},
 		{"config.store.url=file:/data", `replicas is 2, but config.store.url "file:/data" is for one replica`},
 		{"config.store.url=memory:,replicas=1,autoscaling.enabled=true", "autoscaling.maxReplicas is 10, but"},
+		{"autoscaling.enabled=true,autoscaling.minReplicas=11", "autoscaling.minReplicas is 11, but"},
+		{"autoscaling.enabled=true,resources=null", "resources.requests.cpu is required"},
+		{"config.oidc=null", "config.oidc.issuer is required"},
+		{"config.server.listen=127.0.0.1:8080", `only the pod itself reaches; use ":8080"`},
+		{"config.server.admin_listen=Localhost:9090", `only the pod itself reaches; use ":9090"`},
+		{"config.server.public_url=https://bücher.example", `has the host "bücher.example"`},
+		{"extraEnv[0].name=CLOAKROOM_SERVER_LISTEN", "use config.server.listen"},
+		{"extraEnv[0].name=CLOAKROOM_SERVER_TLS_KEY_FILE", "use config.server.tls.key_file"},
+		{"ingress=null", "'ingress'"},
+		{"service=null", "'service'"},
 	} {
 		switch _, err := template(t, "-f", example, "--set", test.set); {
 		case err == nil:
