@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -130,6 +131,11 @@ func checkFileStore(dir string) []Finding {
 	info, err := os.Stat(dir)
 	switch {
 	case os.IsNotExist(err): // serve creates it
+		if parent, err := existingParent(dir); err != nil {
+			return []Finding{failure("store.url",
+				sentence("The directory of the store cannot be created: "+err.Error()),
+				"Create "+dir+" for the user that runs the broker, or let this user write to "+parent+".")}
+		}
 		return nil
 	case err != nil:
 		return []Finding{failure("store.url", sentence("The directory of the store cannot be read: "+err.Error()),
@@ -137,7 +143,23 @@ func checkFileStore(dir string) []Finding {
 	case !info.IsDir():
 		return []Finding{failure("store.url", dir+" is not a directory.", "Name a directory after file: in store.url.")}
 	}
+	if err := checkWritable(dir); err != nil {
+		return []Finding{failure("store.url", sentence("The directory of the store cannot be used: "+err.Error()),
+			"Make "+dir+" a directory of the user that runs the broker.")}
+	}
 	return nil
+}
+
+// existingParent returns the directory in which dir, or the first of its
+// parents that does not exist, has to be created. The error says why that is
+// not possible.
+func existingParent(dir string) (string, error) {
+	for {
+		dir = filepath.Dir(dir)
+		if _, err := os.Stat(dir); !os.IsNotExist(err) || dir == filepath.Dir(dir) {
+			return dir, checkWritable(dir)
+		}
+	}
 }
 
 // capital returns a text with a capital letter at the beginning.

@@ -1,0 +1,6 @@
+//go:build !linux && !darwin
+
+package check
+
+// checkWritable does nothing.
+func checkWritable(string) error { return nil }
