@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
@@ -114,6 +115,9 @@ func (a *adminClient) checkFile() error {
 		if a.getenv("CLOAKROOM_"+key) != "" {
 			return nil
 		}
+	}
+	if info, err := os.Stat(a.file); err == nil && info.Mode()&fs.ModeNamedPipe != 0 {
+		return nil // it was read, and has no writer any more
 	}
 	f, err := os.Open(a.file)
 	if err != nil {

@@ -4,6 +4,10 @@ import (
 	"context"
 	"errors"
 	"io"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cloakroom-bff/cloakroom/internal/config"
 )
 
 var errInterrupted = errors.New("interrupted")
@@ -16,20 +20,37 @@ type interruptible struct {
 }
 
 func (r interruptible) Read(p []byte) (int, error) {
-	type result struct {
-		n   int
-		err error
-	}
 	own := make([]byte, len(p)) // the read can end after Read has returned
-	read := make(chan result, 1)
-	go func() { // until the read ends; at the latest, with the process
-		n, err := r.Reader.Read(own)
-		read <- result{n, err}
+	var n int
+	var err error
+	if interrupted := runInterruptibly(r.ctx, func() { n, err = r.Reader.Read(own) }); interrupted != nil {
+		return 0, interrupted
+	}
+	return copy(p, own[:n]), err
+}
+
+// runInterruptibly runs f. It returns errInterrupted when ctx ends, while f
+// still runs.
+func runInterruptibly(ctx context.Context, f func()) error {
+	ended := make(chan struct{})
+	go func() { // until f ends; at the latest, with the process
+		f()
+		close(ended)
 	}()
 	select {
-	case got := <-read:
-		return copy(p, own[:got.n]), got.err
-	case <-r.ctx.Done():
-		return 0, errInterrupted
+	case <-ended:
+		return nil
+	case <-ctx.Done():
+		return errInterrupted
 	}
+}
+
+// awaitConfig reads the file of --config if it is a pipe, such as that of
+// --config <(sops decrypt cloakroom.yaml). A signal ends the wait for a writer.
+func awaitConfig(c *cobra.Command, _ []string) error {
+	file := c.Flags().Lookup("config")
+	if file == nil || file.Value.String() == "" {
+		return nil
+	}
+	return runInterruptibly(c.Context(), func() { config.ReadPipe(file.Value.String()) })
 }

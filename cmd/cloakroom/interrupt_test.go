@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -19,7 +20,20 @@ func TestCommandsThatReadCanBeInterrupted(t *testing.T) {
 	t.Cleanup(func() { typed.Close() })
 	dir := t.TempDir()
 	overwrite(t, filepath.Join(dir, "package.json"), `{"devDependencies": {"vite": "8"}}`)
+	pipe := filepath.Join(t.TempDir(), "pipe") // without a writer
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	withPipe := func(args ...string) func(context.Context) error {
+		return func(ctx context.Context) error {
+			return run(ctx, append(args, "--config", pipe), func(string) string { return "" },
+				stdin, io.Discard, io.Discard)
+		}
+	}
 	for name, start := range map[string]func(context.Context) error{
+		"serve":  withPipe("serve"),
+		"check":  withPipe("check", "--offline"),
+		"reload": withPipe("reload"),
 		"verify": func(ctx context.Context) error {
 			return run(ctx, []string{"verify", "--issuer", "https://id.example.com", "--audience", "a"},
 				func(string) string { return "" }, stdin, io.Discard, io.Discard)

@@ -89,7 +89,9 @@ func run(
 		Short:         "A backend for a frontend (BFF): keeps the tokens of your app on the server",
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args:          cobra.ArbitraryArgs,
+
+		PersistentPreRunE: awaitConfig,
+		Args:              cobra.ArbitraryArgs,
 		RunE: func(c *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				return usageError{fmt.Errorf("unknown command %q; see cloakroom --help", args[0])}

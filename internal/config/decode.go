@@ -171,6 +171,14 @@ func readSource(name string) ([]byte, error) {
 	return text, err
 }
 
+// ReadPipe reads a file if it is a pipe, which waits for its writer, and keeps
+// the content. Load and the others do not wait then.
+func ReadPipe(name string) {
+	if info, err := os.Stat(name); err == nil && info.Mode()&fs.ModeNamedPipe != 0 {
+		readSource(name) // an error is that of Load too
+	}
+}
+
 // withTabHint adds to the error of a file that is not YAML which of its lines
 // is indented with a tab.
 func withTabHint(err error, text []byte) error {
