@@ -49,7 +49,7 @@ func (a *app) wrongHost(w *response, r *http.Request) error {
 	if dev && r.Method == http.MethodGet && a.wantsPage(r) {
 		w.page = addressPage
 	}
-	if dev || loopback.IsHost(strings.ToLower(requested.Hostname())) {
+	if dev || loopback.IsHost(requested.Hostname()) {
 		p = p.WithDetail("If a development server such as Vite forwards requests to Cloakroom, set changeOrigin to " +
 			"false in its proxy settings. Otherwise, open the address of server.public_url.")
 	}

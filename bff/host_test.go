@@ -22,6 +22,8 @@ func TestThePublicURLIsWhatBrowsersSend(t *testing.T) {
 		"https://app.example.com:08443":  "app.example.com:8443",
 		"https://my_app.example.com":     "my_app.example.com",
 		"HTTPS://app.example.com/":       "app.example.com",
+		"HTTP://LOCALHOST":               "localhost",
+		"http://App.Localhost:8080":      "app.localhost:8080",
 		"https://[2001:DB8:0:0:0:0:0:7]": "[2001:db8::7]",
 		"https://[2001:db8::7]:8443":     "[2001:db8::7]:8443",
 		"https://192.0.2.7":              "192.0.2.7",

@@ -397,7 +397,7 @@ func (route *route) newProxy(group *proxy.Group) (*proxy.Proxy, error) {
 // to (RFC 8705, section 3).
 func (r *Route) presentCertificate(cert *tls.Certificate, field string) error {
 	for _, upstream := range r.Upstream {
-		if !strings.HasPrefix(upstream, "https:") {
+		if scheme, _, _ := strings.Cut(upstream, ":"); !strings.EqualFold(scheme, "https") {
 			err := fmt.Errorf("%q: tokens are bound to a certificate, which only https shows", upstream)
 			return configerr.New(field+".Upstream", upstream, err)
 		}

@@ -252,10 +252,15 @@ func checkProviderURL(raw, issuer string) error {
 	case u.Scheme == "https":
 	case u.Scheme != "http":
 		return fmt.Errorf("%q: the scheme has to be https", raw)
-	case !loopback.IsHost(u.Hostname()) || !strings.HasPrefix(issuer, "http:"):
+	case !loopback.IsHost(u.Hostname()) || !isHTTP(issuer):
 		return fmt.Errorf("%q: plain http is for a provider on a loopback host alone", raw)
 	}
 	return nil
+}
+
+func isHTTP(raw string) bool {
+	scheme, _, _ := strings.Cut(raw, ":")
+	return strings.EqualFold(scheme, "http")
 }
 
 // EndSessionURL returns the URL to which the browser is sent to log out at the

@@ -147,6 +147,13 @@ func (c *Config) sameSite(problems *Errors) http.SameSite {
 	return http.SameSiteStrictMode
 }
 
+// isHTTPS reports whether a URL has the scheme https, in any letters (RFC 3986,
+// section 3.1).
+func isHTTPS(raw string) bool {
+	scheme, _, _ := strings.Cut(raw, ":")
+	return strings.EqualFold(scheme, "https")
+}
+
 // routes translates routes, and reads the files that they name.
 func (c *Config) routes(log *slog.Logger, problems *Errors) []bff.Route {
 	var routes []bff.Route
@@ -157,7 +164,6 @@ func (c *Config) routes(log *slog.Logger, problems *Errors) []bff.Route {
 			problems.add(key+"retry", "%q is not once or never", r.Retry)
 		}
 		upstreamTLS := r.UpstreamTLS.load(key+"upstream_tls", problems)
-		isHTTPS := func(upstream string) bool { return strings.HasPrefix(upstream, "https:") }
 		if upstreamTLS != nil && !slices.ContainsFunc(r.Upstream, isHTTPS) {
 			problems.add(key+"upstream_tls", "has no effect: no upstream of the route is https")
 		}

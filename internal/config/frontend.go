@@ -61,7 +61,7 @@ func (c *Config) webConfig() web.Config {
 		OpenerPolicy:      f.OpenerPolicy,
 		SourceMaps:        f.SourceMaps,
 	}
-	if strings.HasPrefix(c.Server.PublicURL, "https:") {
+	if isHTTPS(c.Server.PublicURL) {
 		cfg.HSTS = f.HSTS.header()
 	}
 	return cfg

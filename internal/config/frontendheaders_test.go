@@ -1,6 +1,8 @@
 package config
 
 import (
+	"encoding/pem"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
@@ -72,6 +74,26 @@ func TestFrontendHeadersAreConfigured(t *testing.T) {
 		case test.value == "" && got != "", exact && got != test.value, !strings.Contains(got+";", test.value):
 			t.Errorf("%s %s: got %s %q, want %q", test.text, test.variable, test.header, got, test.value)
 		}
+	}
+}
+
+// A scheme and a host may have capital letters (RFC 3986, section 3.1).
+func TestSchemesAreReadInAnyLetters(t *testing.T) {
+	t.Parallel()
+	env := map[string]string{"CLOAKROOM_SERVER_PUBLIC_URL": "HTTPS://App.example.com"}
+	if got := frontendHeader(t, "", env).Get("Strict-Transport-Security"); got == "" {
+		t.Error("HTTPS: got no Strict-Transport-Security")
+	}
+	server := httptest.NewTLSServer(nil)
+	defer server.Close()
+	ca := writeFile(t, "ca.pem", string(pem.EncodeToMemory(
+		&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})))
+	c := mustLoad(t, "server: {public_url: 'HTTP://LOCALHOST:8080', admin_listen: 'LOCALHOST:9090'}\n"+
+		"oidc: {issuer: 'HTTP://LOCALHOST:5556', client_id: app, client_secret: confidential1}\n"+
+		"routes: [{path: /api/, token: user, upstream: 'HTTPS://api.example.com', "+
+		"upstream_tls: {ca_file: '"+ca+"'}}]\n", nil)
+	if err := c.Validate(slog.New(slog.DiscardHandler)); err != nil {
+		t.Errorf("got %v, want no error", err)
 	}
 }
 
