@@ -104,6 +104,9 @@ func (a *app) checks(ctx context.Context) []adminpage.Check {
 	defer cancel()
 	began := time.Now()
 	_, _, _, err := a.store.Get(ctx, "readyz")
+	if err == nil { // reads may succeed while writes fail
+		err = a.server.storeOutage.current()
+	}
 	check("store", err, "ok, "+time.Since(began).Round(10*time.Microsecond).String())
 	check("invalidation", failedIf(!a.sessions.CacheValid(), "changes are not announced; the cache is not used"), "ok")
 	for _, route := range a.proxied() {

@@ -28,13 +28,14 @@ type storeOutage struct {
 	mu       sync.Mutex // guards all below
 	since    time.Time  // when the outage began; zero: there is none
 	failedAt time.Time  // when the last call failed
+	err      error      // of the last call that failed
 }
 
 // failed records a call that failed with err.
 func (o *storeOutage) failed(err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.failedAt = time.Now()
+	o.failedAt, o.err = time.Now(), err
 	if o.since.IsZero() {
 		o.since = o.failedAt
 		o.log.Error("store unavailable; sessions are kept", "since", o.since.UTC(), "err", err)
@@ -56,10 +57,16 @@ func (o *storeOutage) watch(ctx context.Context, store session.Store) {
 }
 
 // down reports whether there is an outage.
-func (o *storeOutage) down() bool {
+func (o *storeOutage) down() bool { return o.current() != nil }
+
+// current returns the error of the last call that failed in an outage, or nil.
+func (o *storeOutage) current() error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return !o.since.IsZero()
+	if o.since.IsZero() {
+		return nil
+	}
+	return o.err
 }
 
 // check makes a call. In an outage the call is a write, because reads may

@@ -3,6 +3,9 @@ package bff_test
 import (
 	"context"
 	"errors"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -78,6 +81,9 @@ func TestStoreOutageIsLoggedOnce(t *testing.T) {
 		b.Fetch("GET", "/bff/session")
 		time.Sleep(20 * time.Millisecond)
 	}
+	if text := readiness(t, a); !strings.Contains(text, "[-] store: OOM command not allowed\n") {
+		t.Errorf("a full store: got %s, want that the store has failed", text)
+	}
 	if got := down(); got != 2 {
 		t.Errorf("a full store: got %d lines, want 1 more", got)
 	}
@@ -86,9 +92,26 @@ func TestStoreOutageIsLoggedOnce(t *testing.T) {
 	}
 	store.full.Store(false)
 	waitFor(t, "the end of the second outage is logged", func() bool { return count("store recovered") == 2 })
+	if text := readiness(t, a); !strings.Contains(text, "[+] store: ok") {
+		t.Errorf("after the outage: got %s, want no failed store", text)
+	}
 	if text := a.logs.String(); !strings.Contains(text, "OOM command not allowed") {
 		t.Error("the log lacks the cause of the second outage")
 	}
+}
+
+// readiness returns the details of /readyz.
+func readiness(t *testing.T, a *app) string {
+	t.Helper()
+	r := httptest.NewRequest("GET", "http://localhost/readyz?verbose", nil)
+	r = r.WithContext(context.WithValue(r.Context(), http.LocalAddrContextKey,
+		&net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}))
+	w := httptest.NewRecorder()
+	a.server.Admin().ServeHTTP(w, r)
+	if w.Code != http.StatusOK {
+		t.Errorf("readiness: got %d, want 200", w.Code)
+	}
+	return w.Body.String()
 }
 
 // An outage is noticed without requests.

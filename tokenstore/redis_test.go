@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -269,6 +270,28 @@ func TestErrorsHaveHints(t *testing.T) {
 		server.Do("CONFIG", "SET", "maxmemory", "100mb")
 		create(t, store, "session:again")
 	})
+	for _, program := range redistest.Programs {
+		t.Run("WritesRefusedBy"+strings.ReplaceAll(program.Name, " ", ""), func(t *testing.T) {
+			t.Parallel()
+			server := program.Start(t)
+			store := openRedis(t, server.URL())
+			server.Do("CONFIG", "SET", "maxmemory", "1")
+			wantHint(t, store, "raise its maxmemory")
+			server.Do("CONFIG", "SET", "maxmemory", "0")
+			// The snapshot cannot replace a directory.
+			_, dir, _ := strings.Cut(strings.TrimSpace(server.Do("CONFIG", "GET", "dir")), "/")
+			if err := os.Mkdir(filepath.Join("/"+dir, "dump.rdb"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			server.Do("CONFIG", "SET", "save", "3600 1")
+			server.Do("BGSAVE")
+			eventually(t, "the snapshot fails", func() bool {
+				_, err := store.Acquire(t.Context(), "session:lease", "owner", time.Millisecond)
+				return err != nil
+			})
+			wantHint(t, store, "cannot save its data")
+		})
+	}
 	t.Run("Replica", func(t *testing.T) {
 		t.Parallel()
 		server := redistest.Start(t)

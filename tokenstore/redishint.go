@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/redis/go-redis/v9"
@@ -30,8 +31,11 @@ func withHint(err error) error {
 	var hint string
 	moved, isMoved := redis.IsMovedError(err)
 	switch {
-	case redis.IsOOMError(err):
+	case hasCode(err, "OOM"):
 		hint = "Redis is full: raise its maxmemory or free memory; sign-ins and token refreshes fail until then"
+	case hasCode(err, "MISCONF"):
+		hint = "Redis cannot save its data: read its log and free space on its disk; " +
+			"sign-ins and token refreshes fail until then"
 	case redis.IsLoadingError(err):
 		hint = "Redis is loading its data from disk; it responds when that is done"
 	case redis.IsReadOnlyError(err):
@@ -61,6 +65,13 @@ func withHint(err error) error {
 		return err
 	}
 	return &hintedError{hint, err}
+}
+
+// hasCode reports whether Redis responded with an error code. In Redis 6, the
+// error of a script contains that of the command which failed in it.
+func hasCode(err error, code string) bool {
+	return redis.HasErrorPrefix(err, code) ||
+		redis.HasErrorPrefix(err, "Error running script") && strings.Contains(err.Error(), ": -"+code+" ")
 }
 
 type clientLog struct{ log *slog.Logger }
