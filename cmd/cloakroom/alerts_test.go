@@ -155,7 +155,7 @@ func writeIn(t *testing.T, dir, name, text string) {
 // scrapes sets the replicas that are scraped.
 func (p *promServer) scrapes(replicas ...*replica) {
 	p.t.Helper()
-	var targets []string
+	targets := []string{}
 	for _, r := range replicas {
 		targets = append(targets, r.admin)
 	}
@@ -230,6 +230,7 @@ func TestAlertsFire(t *testing.T) {
 		{"CloakroomSlow", w.slowStore, func() {}},
 		{"CloakroomStoreFails", w.freezeStore, w.redis.Thaw},
 		{"CloakroomInvalidationDown", w.redis.Freeze, w.redis.Thaw},
+		{"CloakroomAbsent", func() { w.scrapes() }, func() { w.scrapes(w.replicas...) }},
 		{"CloakroomReplicaDown", sync.OnceFunc(w.replicas[1].kill), w.restart},
 	} {
 		ok := t.Run(test.alert, func(t *testing.T) {
