@@ -44,7 +44,6 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
   try {
     if (page) tabs = new BroadcastChannel(name);
   } catch {} // a browser without it, or that forbids the site to store anything
-  const tell = (/** @type {unknown} */ message) => tabs?.postMessage(message);
   const closing = new AbortController();
 
   /** @type {Record<Event, Set<(value: any) => void>>} */
@@ -96,7 +95,7 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
     schedule();
     if (!changed) return;
     // The page that is loaded after a logout is the first to notice it.
-    if (!before || idOf(session) !== idOf(before)) tell(idOf(session));
+    if (!before || idOf(session) !== idOf(before)) tabs?.postMessage(idOf(session));
     if (session.authenticated !== !!before?.authenticated) emit(session.authenticated ? "signed-in" : "signed-out", session);
     emit("change", session);
   }
@@ -137,7 +136,8 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
 
   // Derives the state from the session's end, and schedules the next check: when
   // the warning is due, and after the end. While the session expires, it counts
-  // the seconds.
+  // the seconds. Timers stand still while the device sleeps: each minute it looks
+  // at the clock.
   function schedule() {
     clearTimeout(timer);
     if (!current?.authenticated) return setState(out);
@@ -155,7 +155,7 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
       timer = setTimeout(schedule, 1000);
       setState({ status: "expiring", seconds: Math.ceil(left / 1000), reason: end === life ? "lifetime" : "idle" });
     } else {
-      timer = setTimeout(check, left > 0 ? Math.min(untilWarning + 500, 1e9) : 5000);
+      timer = setTimeout(untilWarning > 60_000 ? schedule : check, left > 0 ? Math.min(untilWarning, 60_000) + 500 : 5000);
       if (left > 0 || state.status !== "expiring") setState({ status: "signed-in" });
     }
   }
@@ -183,7 +183,7 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
         for (const event of ["changed", "refreshed", "expiring", "ended"]) {
           source.addEventListener(`session-${event}`, ({ data }) => {
             const message = { event, data: JSON.parse(data) };
-            tell(message);
+            tabs?.postMessage(message);
             receive(message);
           });
         }
@@ -198,8 +198,7 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
   }
 
   function unfollow() {
-    following?.abort();
-    following = undefined;
+    following = /** @type {undefined} */ (following?.abort());
   }
 
   /**
@@ -209,8 +208,8 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
    * @param {{ event?: string, data?: any }} message
    */
   function receive({ event, data }) {
-    const reason = event === "ended" && data?.reason;
-    if (reason && reason !== "replaced") {
+    const reason = data?.reason;
+    if (event === "ended" && reason && reason !== "replaced") {
       unfollow();
       learn({ authenticated: false }, `${reason}`);
     } else if (data?.seconds_left > 0) {
@@ -234,7 +233,7 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
    * @returns {Promise<Response>}
    */
   async function send(input, { background, ...init } = {}) {
-    const request = new Request(input instanceof Request ? input : new URL(input, page.baseURI), { ...init, mode: "same-origin" });
+    const request = new Request(input instanceof Request ? input : new URL(input, page?.baseURI ?? location.origin), { ...init, mode: "same-origin" });
     if (new URL(request.url).origin !== location.origin) throw new TypeError(`not same-origin: ${request.url}`);
     request.headers.set("X-CSRF", "1");
     if (background) request.headers.set("X-Background", "1"); // does not count as activity
@@ -283,7 +282,7 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
       if (!isSession(session)) throw await ProblemError.from(response);
       if (number !== latest) return current ?? session;
       sharedUntil = performance.now() + 100;
-      skew = Date.parse(response.headers.get("Date") ?? "") - Date.now() || 0;
+      skew = Date.parse(/** @type {string} */ (response.headers.get("Date"))) - Date.now() || 0;
       update(session);
       return session;
     }).catch((err) => {
@@ -313,11 +312,6 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
     })());
   }
 
-  function resume() {
-    stopped = closing.signal.aborted;
-    if (!stopped) check();
-  }
-
   /**
    * Appends a new element to the page.
    *
@@ -342,13 +336,11 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
     const url = `${prefix}/login?${query}`;
     if (!inWindow) return location.assign(url);
     if (signal?.aborted) return session();
-    return new Promise((done, fail) => {
+    return new Promise((done) => {
       // The handle only tells whether the window was blocked. The provider's page
       // is in another browsing context group (Cross-Origin-Opener-Policy), so the
       // handle says closed from then on.
-      if (!open(url, "_blank", "popup,width=500,height=700")) {
-        return fail(new DOMException("window blocked", "NotAllowedError"));
-      }
+      if (!open(url, "_blank", "popup,width=500,height=700")) throw new DOMException("window blocked", "NotAllowedError");
       const before = idOf(current);
       const finish = () => {
         off();
@@ -361,7 +353,7 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
 
   /** @param {import("./client.d.ts").ResponseHead} response */
   function challenge(response) {
-    const header = response.headers.get("WWW-Authenticate") ?? "";
+    const header = /** @type {string} */ (response.headers.get("WWW-Authenticate")); // exec takes null as a text
     const parameter = (/** @type {string} */ name) => RegExp(`\\b${name}="?([^",]*)`, "i").exec(header)?.[1];
     if (response.status !== 401 || parameter("error") !== "insufficient_user_authentication") return undefined;
     const acrValues = parameter("acr_values");
@@ -374,8 +366,9 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
    * @param {(value: any) => void} listener
    */
   function on(event, listener) {
-    listeners[event].add(listener);
-    return () => void listeners[event].delete(listener);
+    const added = (/** @type {any} */ value) => listener(value); // another function for each call of on
+    listeners[event].add(added);
+    return () => void listeners[event].delete(added);
   }
 
   if (page) {
@@ -389,9 +382,31 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
       addEventListener(type, () => !page.hidden && latest && performance.now() > sharedUntil + 5000 && check(), closing);
     }
     // A page with a lock or a stream cannot be in the back/forward cache. One that
-    // is restored from there may have been signed out meanwhile.
-    addEventListener("pagehide", unfollow, closing);
-    addEventListener("pageshow", ({ persisted }) => persisted && resume(), closing);
+    // is restored from there may have been signed out meanwhile. If it signed out
+    // itself, it still shows what the user saw, also without a network. When it
+    // goes, the session has ended.
+    addEventListener(
+      "pagehide",
+      () => {
+        if (stopped) tabs?.postMessage(null);
+        unfollow();
+      },
+      closing,
+    );
+    addEventListener("pageshow", ({ persisted }) => persisted && (stopped ? location.reload() : check()), closing);
+    // No listener of signed-out may navigate elsewhere while a client of this page
+    // signs out, unless the navigation was cancelled.
+    addEventListener(
+      name,
+      () => {
+        stopped = true;
+        setTimeout(() => {
+          stopped = closing.signal.aborted;
+          if (!stopped) check();
+        }, 10_000);
+      },
+      closing,
+    );
     if (location.hash === windowEnd) check().then(() => close());
   }
 
@@ -413,19 +428,19 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
       const frame = append("iframe", { hidden: true, src: `${prefix}/silent-login` });
       const finished = new AbortController();
       const authenticated = await new Promise((done) => {
-        setTimeout(done, timeout); // the provider may show an error page
+        setTimeout(done, timeout, false); // the provider may show an error page
         addEventListener(
           "message",
           ({ origin, source, data }) => {
-            if (origin === location.origin && source === frame.contentWindow && data?.type === "cloakroom:silent-login") done(data.authenticated);
+            if (origin === location.origin && source === frame.contentWindow && data?.type === "cloakroom:silent-login") done(data.authenticated === true);
           },
           finished,
         );
       });
       finished.abort();
       frame.remove();
-      if (authenticated === true) await check(); // notifies listeners
-      return authenticated === true;
+      if (authenticated) await check(); // notifies listeners
+      return authenticated;
     },
 
     stepUp(response, options) {
@@ -437,17 +452,13 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
     challenge,
 
     logout({ returnTo = "/" } = {}) {
-      // No listener of signed-out may navigate elsewhere meanwhile, unless the
-      // navigation was cancelled. When the page goes, the session has ended.
-      stopped = true;
-      setTimeout(resume, 10_000);
-      addEventListener("pagehide", () => tell(null), closing);
+      dispatchEvent(new Event(name)); // to all clients of this page
       // A form, not fetch: the browser follows the redirect to the provider and
       // shows error pages.
       append("form", { method: "POST", action: `${prefix}/logout?${new URLSearchParams({ return_to: returnTo })}` }).submit();
     },
 
-    sessions: async () => (await callBroker("/sessions")).json(),
+    sessions: () => callBroker("/sessions").then((response) => response.json()),
 
     // It may be the session of this client, so that is checked.
     endSession: (id) => callBroker(`/sessions/${encodeURIComponent(id)}`, { method: "DELETE" }).then(check),

@@ -38,6 +38,7 @@ beforeEach(() => {
     }),
     body: { append: (element) => element.src && page.frames.push(element) },
   };
+  globalThis.dispatchEvent = (event) => dispatch(event.type, event);
   globalThis.reportError = (err) => page.errors.push(err);
   globalThis.addEventListener = (type, listener, { signal } = {}) => {
     page.listeners.push({ type, listener });
@@ -102,8 +103,9 @@ afterEach(() => {
   mock.restoreAll();
 });
 
-/** Lets time pass. */
+/** Lets time pass, in steps, because a timer can start the next one. */
 async function advance(ms) {
+  for (; ms > 60_000; ms -= 60_000) mock.timers.tick(60_000);
   mock.timers.tick(ms);
   await settle();
 }
@@ -331,6 +333,23 @@ test("on returns a function that removes the listener; unknown events throw", as
   assert.throws(() => client.on("signedout", () => {}), TypeError);
 });
 
+test("a listener that is added twice is called until both are removed", async () => {
+  page.responses = [json(alice()), json(nobody), json(alice())];
+  const client = createClient({ prefix: "/bff" });
+  let calls = 0;
+  const count = () => calls++;
+  const [off, offToo] = [client.on("change", count), client.on("change", count)];
+  await client.session();
+  assert.equal(calls, 2);
+  off();
+  off();
+  await client.session(true);
+  assert.equal(calls, 3);
+  offToo();
+  await client.session(true);
+  assert.equal(calls, 3);
+});
+
 test("a listener that throws does not affect other listeners or the caller", async () => {
   page.responses = [json(alice())];
   const client = createClient({ prefix: "/bff" });
@@ -404,6 +423,22 @@ test("a page that is restored from the back/forward cache requests the state", a
   await settle();
   assert.equal(page.requests.length, 2);
   assert.deepEqual(events, ["signed-out", "change"]);
+});
+
+test("a page that signed out is loaded again when it is restored", async () => {
+  let reloads = 0;
+  globalThis.location.reload = () => reloads++;
+  page.responses = [json(alice()), json(alice())];
+  const client = createClient({ prefix: "/bff" });
+  await client.session();
+  dispatch("pageshow", { persisted: true });
+  await settle();
+  assert.deepEqual([reloads, page.requests.length], [0, 2]);
+  client.logout();
+  dispatch("pagehide");
+  dispatch("pageshow", { persisted: true });
+  await settle();
+  assert.deepEqual([reloads, page.requests.length], [1, 2]);
 });
 
 test("a message of another tab while the broker is down changes nothing", async () => {
@@ -722,6 +757,16 @@ test("without events the state is checked before and after the end", async () =>
   assert.equal(page.requests.length, 3);
 });
 
+test("after the device slept, the state is checked within a minute or so", async () => {
+  const { client } = await signedIn({ events: false });
+  const now = Date.now;
+  mock.method(Date, "now", () => now() + 3_600_000); // timers did not run meanwhile
+  page.responses.push(json(nobody));
+  await advance(60_500);
+  await advance(5000);
+  assert.deepEqual([client.state.status, page.requests.length], ["ended", 2]);
+});
+
 test("activity before the warning moves it", async () => {
   const { client, states } = await signedIn({ events: false });
   const later = alice();
@@ -807,6 +852,20 @@ test("logout tells the other tabs, and not its own listeners", async () => {
   page.tabs[0].sent = [];
   dispatch("pagehide");
   assert.deepEqual(page.tabs[0].sent, [null]);
+});
+
+test("a logout of one client reaches no listeners of another in the page", async () => {
+  const { client } = await signedIn();
+  const { client: other, states } = await signedIn();
+  const closed = createClient({ prefix: "/bff" });
+  closed.close();
+  const events = record(other);
+  client.logout();
+  page.streams[1].send("session-ended", { reason: "logout" });
+  assert.deepEqual([events, states], [[], []]);
+  page.responses.push(json(nobody), json(nobody));
+  await advance(10_000); // the user has cancelled the navigation
+  assert.deepEqual([other.state.status, events], ["ended", ["signed-out", "change"]]);
 });
 
 test("a client that signs out emits nothing about a 401", async () => {
@@ -905,6 +964,7 @@ test("creating a client on a server touches nothing of a browser", async () => {
   for (const name of ["document", "location", "addEventListener", "BroadcastChannel", "EventSource"]) delete globalThis[name];
   const client = createClient();
   assert.deepEqual([client.current, client.state], [undefined, { status: "loading" }]);
+  await assert.rejects(client.session(), /location is not defined/);
   client.on("state", () => {});
   client.close();
 });

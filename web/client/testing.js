@@ -79,8 +79,9 @@ export function mockClient({ user, state: initial, fetch: respond = () => new Re
       sessions = sessions.filter((session) => session.current);
     },
     on(event, /** @type {(value: any) => void} */ listener) {
-      listeners[event].add(listener);
-      return () => void listeners[event].delete(listener);
+      const added = (/** @type {any} */ value) => listener(value);
+      listeners[event].add(added);
+      return () => void listeners[event].delete(added);
     },
     close() {},
 

@@ -6,10 +6,15 @@ import { chromium } from "playwright-core";
 
 import { failures } from "./process.js";
 
-/** Starts a Chromium that sends no requests of its own to the Internet. */
-export const launch = () =>
+/**
+ * Starts a Chromium that sends no requests of its own to the Internet.
+ *
+ * @param {{ restoresPages?: boolean }} [options] restoresPages: with the back/forward cache, which Playwright turns off
+ */
+export const launch = ({ restoresPages = false } = {}) =>
   chromium.launch({
     executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
+    ignoreDefaultArgs: restoresPages ? ["--disable-back-forward-cache"] : [],
     args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
   });
 

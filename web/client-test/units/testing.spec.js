@@ -26,6 +26,18 @@ test("the mock client goes through the states and emits the events", async () =>
   expect(events).toEqual(["state", "state", "signed-out", "change", "state", "signed-in", "change", "state"]);
 });
 
+test("the mock client calls a listener that is added twice until both are removed", () => {
+  const client = mockClient();
+  let calls = 0;
+  const count = () => calls++;
+  const [off, offToo] = [client.on("change", count), client.on("change", count)];
+  off();
+  client.signIn({ sub: "alice" });
+  offToo();
+  client.signOut();
+  expect(calls).toBe(1);
+});
+
 test("the methods of the mock client work without it, as those of the client", async () => {
   const { login, logout, fetch, session } = mockClient({ fetch: async (request) => Response.json([request.method, request.headers.get("X-CSRF"), await request.text()]) });
   login();
