@@ -213,7 +213,7 @@ func (m *Manager) expiryReason(id string, now time.Time) Reason {
 }
 
 // sessionSet is a set of the IDs of ended sessions. A sessionSet bounds how
-// often a cookie that comes back costs a call to the store.
+// often a cookie that comes back costs a call to the store, or a log line.
 type sessionSet struct {
 	mu  sync.Mutex // guards ids
 	ids map[string]struct{}

@@ -2,10 +2,15 @@ package session_test
 
 import (
 	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/internal/redistest"
+	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 	"github.com/cloakroom-bff/cloakroom/session"
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
@@ -115,6 +120,47 @@ func TestCodecOpensForItsAppOnly(t *testing.T) {
 	} {
 		if got, err := open(); err == nil || errors.Is(err, session.ErrForeign) || got != nil {
 			t.Errorf("%s: got %q, %v, want an error that is not ErrForeign", name, got, err)
+		}
+	}
+}
+
+// A record of another release, or a part of one, is no session. Each is logged
+// once, however often the browser sends its cookie.
+func TestRecordThatDoesNotOpenIsLoggedOnce(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		change func(record []byte) []byte
+		want   string
+	}{
+		"later release": {
+			func(r []byte) []byte { return append([]byte{session.RecordVersion + 1}, r[1:]...) },
+			fmt.Sprintf("the record has version %d, of another release; this one reads version %d",
+				session.RecordVersion+1, session.RecordVersion),
+		},
+		"nothing":   {func([]byte) []byte { return nil }, "the record is incomplete"},
+		"truncated": {func(r []byte) []byte { return r[:len(r)/2] }, "message authentication failed"},
+	} {
+		var log testenv.Buffer
+		store := new(tokenstore.Memory)
+		m := newManager(t, session.Config{Store: store, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+		s, ticket := signIn(t, m, tokens())
+		key := "session:" + s.ID
+		value, ttl, found, err := store.Get(t.Context(), key)
+		if err != nil || !found {
+			t.Fatalf("%s: got %t, %v, want the record", name, found, err)
+		}
+		if err := store.Delete(t.Context(), key); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := store.Create(t.Context(), key, test.change(slices.Clone(value)), ttl); err != nil {
+			t.Fatal(err)
+		}
+		for range 5 {
+			wantNone(t, m, ticket, name)
+		}
+		if lines := strings.Split(strings.TrimSpace(log.String()), "\n"); len(lines) != 1 ||
+			!strings.Contains(lines[0], test.want) || !strings.Contains(lines[0], "session="+s.ID) {
+			t.Errorf("%s: got %q, want one line with %s", name, lines, test.want)
 		}
 	}
 }

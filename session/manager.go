@@ -158,6 +158,7 @@ type Manager struct {
 	reported sessionSet // whose end this replica has reported, or another one as far as this one knows
 	revoked  sessionSet // whose tokens need no revocation any more
 	returned sessionSet // whose cookie came back to this replica
+	unopened sessionSet // whose record did not open on this replica
 	seen     lastSeen
 
 	mu        sync.Mutex               // guards all below
@@ -315,7 +316,10 @@ func (m *Manager) open(ctx context.Context, t Ticket, sealed []byte) (*Session, 
 	}
 	// The record was sealed with a key that has been removed, or modified, or
 	// the cookie was made up. In no case is there a session.
-	m.log.WarnContext(ctx, "session record does not open", "session", t.sessionID, "err", err)
+	// A browser goes on sending its cookie, so not each read is logged.
+	if m.unopened.add(t.sessionID) {
+		m.log.WarnContext(ctx, "session record does not open", "session", t.sessionID, "err", err)
+	}
 	if errors.Is(err, errKeyRemoved) {
 		m.noticeEnd(ctx, ending{id: t.sessionID, reason: ReasonKeyRemoved})
 	}

@@ -176,8 +176,12 @@ func (k serverKey) associated(version byte, id string) []byte {
 
 // open is the reverse of seal, and needs the ticket of the session.
 func (r *Keyring) open(t Ticket, sealed []byte) (*Session, error) {
-	if len(sealed) < recordHeader || sealed[0] != recordVersion {
-		return nil, errors.New("open session: not a record of this version")
+	if len(sealed) < recordHeader {
+		return nil, errors.New("open session: the record is incomplete")
+	}
+	if sealed[0] != recordVersion {
+		return nil, fmt.Errorf("open session: the record has version %d, of another release; this one reads version %d",
+			sealed[0], recordVersion)
 	}
 	k, ok := r.keyOf(sealed)
 	if !ok {
