@@ -19,8 +19,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/cancel"
 	"github.com/cloakroom-bff/cloakroom/internal/dpop"
 	"github.com/cloakroom-bff/cloakroom/internal/hijack"
+	"github.com/cloakroom-bff/cloakroom/internal/http1"
 	"github.com/cloakroom-bff/cloakroom/internal/pace"
-	"github.com/cloakroom-bff/cloakroom/internal/span"
 	"github.com/cloakroom-bff/cloakroom/internal/urlpath"
 )
 
@@ -52,8 +52,9 @@ type exchange struct {
 	streaming  bool // among Group.streams
 	address    *address
 	resp       *http.Response
-	header     http.Header  // of the request to the upstream
-	out        http.Request // the first request to the upstream
+	out        http.Request  // the first request to the upstream, without header
+	fields     *http1.Fields // of the requests to the upstream
+	uncredited int           // length of those without a credential
 
 	span trace.Span // nil: there are no traces
 	url  *url.URL   // of the last request to the upstream; nil: none yet
@@ -112,15 +113,16 @@ func (x *exchange) end() {
 		x.resp.Body.Close()
 		x.address.release()
 	}
-	x.freeHeader()
+	x.freeFields()
 	x.ctx.Cancel(nil)
 }
 
-// freeHeader returns the header of the request to its pool. The request has
-// been sent.
-func (x *exchange) freeHeader() {
-	x.p.servers.freeHeader(x.header)
-	x.header = nil
+// freeFields releases the fields of the request, which has been sent.
+func (x *exchange) freeFields() {
+	if x.fields != nil && x.fields.Len() <= maxPooledFields {
+		fields.Put(x.fields)
+	}
+	x.fields = nil
 }
 
 // run sends the request and copies the response. ctx is canceled if the client
@@ -166,14 +168,10 @@ func (x *exchange) run(ctx context.Context) error {
 // request sends the request, once more if that helps, and returns the response
 // and the address that sent it.
 func (x *exchange) request(ctx context.Context, body *requestBody) (*http.Response, *address, error) {
-	x.header = x.p.servers.newHeader()
-	x.requestHeader(x.header)
-	if x.span != nil && !x.p.PublicFiles {
-		span.Inject(ctx, x.header)
-	}
+	x.fields = x.requestFields(ctx)
+	x.uncredited = x.fields.Len()
 	x.out = *(&http.Request{
-		Method: x.r.Method, Header: x.header, ContentLength: x.r.ContentLength,
-		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Method: x.r.Method, ContentLength: x.r.ContentLength, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 	}).WithContext(ctx)
 	out := &x.out
 	resp, a, err := x.p.servers.send(x, out, body)
@@ -198,21 +196,12 @@ func (x *exchange) limitWrites() {
 }
 
 // prepareFor sets in a request what depends on the address that it goes to: the
-// URL, the Host and the DPoP proof, which is another one each time (RFC 9449,
-// section 7.3).
+// URL, the Host and the DPoP proof.
 func (x *exchange) prepareFor(out *http.Request, a *address) error {
 	out.URL, out.Host = x.target(a), a.host
 	x.url = out.URL
-	if x.credential == nil || x.credential.Key() == nil {
-		return nil
-	}
-	_, token, _ := strings.Cut(x.credential.Authorization()[0], " ")
-	signed, err := dpop.Proof(x.credential.Key(), out.Method, out.URL, token, a.nonce())
-	if err != nil {
-		return err
-	}
-	out.Header["Dpop"] = []string{signed}
-	return nil
+	x.fields.Truncate(x.uncredited)
+	return x.addCredential(x.fields, out, a)
 }
 
 // retryWithNonce stores the nonce of a response for the next proof. It retries
@@ -272,7 +261,7 @@ func (x *exchange) retryWithNewToken(
 		return nil, nil, &renewError{err}
 	}
 	x.record.Retries++
-	x.credential, x.header["Authorization"] = renewed, renewed.Authorization()
+	x.credential = renewed
 	return x.p.servers.send(x, out.WithContext(ctx), body) // the transport may still read out
 }
 

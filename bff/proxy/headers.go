@@ -1,13 +1,19 @@
 package proxy
 
 import (
+	"context"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/net/http/httpguts"
 
 	"github.com/cloakroom-bff/cloakroom/bff/problem"
+	"github.com/cloakroom-bff/cloakroom/internal/dpop"
+	"github.com/cloakroom-bff/cloakroom/internal/http1"
+	"github.com/cloakroom-bff/cloakroom/internal/span"
 )
 
 // headerAction is what happens to a header on its way through the proxy.
@@ -176,115 +182,156 @@ func responseAction(name string) headerAction {
 	return pass
 }
 
-// requestHeader sets the header of the request to the upstream: what passes of
-// the client's, then the proxy's own, which nothing that a client sends can
-// remove. out is empty.
-func (x *exchange) requestHeader(out http.Header) {
+// fields holds the fields of requests, to be used again.
+var fields = sync.Pool{New: func() any { return new(http1.Fields) }}
+
+// maxPooledFields is the maximum length of those in fields.
+const maxPooledFields = 16 << 10
+
+// requestFields returns the fields of the request to the upstream: what passes
+// of the client's, then the proxy's own, which nothing that a client sends can
+// replace or remove. addCredential adds the others.
+func (x *exchange) requestFields(ctx context.Context) *http1.Fields {
+	f := fields.Get().(*http1.Fields)
+	f.Reset()
+	set := x.setHeader(ctx)
+	x.addClientFields(f, set)
+	f.AddHeader(set)
+	f.AddFields(&x.p.own)
+	if x.opts.Client != "" {
+		f.Add("X-Forwarded-For", x.opts.Client)
+	}
+	if x.opts.RequestID != "" {
+		f.Add("X-Request-Id", x.opts.RequestID)
+	}
+	if x.p.group.PublicURL == nil && !x.p.HideOrigin {
+		f.Add("X-Forwarded-Host", x.publicHost())
+		f.Add("X-Forwarded-Proto", x.publicScheme())
+	}
+	if x.opts.PassAuthorization {
+		f.Add("Authorization", x.r.Header["Authorization"]...)
+		f.Add("Dpop", x.r.Header["Dpop"]...)
+	}
+	return f
+}
+
+// addClientFields adds what passes of the client's header, and is not set.
+func (x *exchange) addClientFields(f *http1.Fields, set http.Header) {
 	listed := connectionOptions(x.r.Header)
 	for name, values := range x.r.Header {
+		_, replaced := set[name]
 		switch action, known := requestAction(name); {
-		case action == drop, listed != nil && listed[name]:
+		case action == drop, replaced, listed != nil && listed[name]:
 		case !known && (isSpoofable(name) || isIdentity(name)):
 		case x.p.reserved != nil && x.p.reserved[HeaderKey(name)]:
 		case action == filter && x.p.PublicFiles:
 		case action == filter:
 			for _, line := range values {
 				if rest := x.p.group.dropOwnCookies(line); rest != "" {
-					out["Cookie"] = append(out["Cookie"], rest)
+					f.Add(name, rest)
 				}
 			}
+		case x.p.HideOrigin && (name == "Origin" || name == "Referer"):
+			for _, value := range values {
+				f.Add(name, x.hideOrigin(value))
+			}
 		default:
-			out[name] = values
+			f.Add(name, values...)
 		}
 	}
 	if isWebSocket(x.r.Header) {
-		out["Upgrade"], out["Connection"] = x.r.Header["Upgrade"], []string{"Upgrade"}
+		f.Add("Upgrade", x.r.Header["Upgrade"]...)
+		f.Add("Connection", "Upgrade")
 	}
-	if _, ok := out["User-Agent"]; !ok {
-		out["User-Agent"] = nil // http.Transport would send its own
+}
+
+// setHeader returns the header that Options.SetHeader and the span set, which
+// replaces the client's. Usually there is none.
+func (x *exchange) setHeader(ctx context.Context) http.Header {
+	traced := x.span != nil && !x.p.PublicFiles
+	if x.opts.SetHeader == nil && !traced {
+		return nil
 	}
-	if set := x.opts.SetHeader; set != nil {
-		set(out)
+	set := make(http.Header)
+	if x.opts.SetHeader != nil {
+		x.opts.SetHeader(set)
+		maps.DeleteFunc(set, func(name string, _ []string) bool { return !CanSetHeader(name) })
 	}
-	x.setForwarded(out)
-	if via := out["Via"]; len(via) == 0 {
-		out["Via"] = viaValue
-	} else {
-		out["Via"] = append(via[:len(via):len(via)], viaValue...)
-	}
-	if x.credential != nil {
-		out["Authorization"] = x.credential.Authorization()
-	}
-	if x.opts.PassAuthorization {
-		out["Authorization"] = x.r.Header["Authorization"]
-		if proof := x.r.Header["Dpop"]; len(proof) > 0 {
-			out["Dpop"] = proof
+	if traced {
+		span.Inject(ctx, set)
+		if _, ok := set["Tracestate"]; !ok {
+			set["Tracestate"] = nil // the client's belongs to another traceparent
 		}
 	}
+	return set
 }
 
-// setForwarded sets the headers that describe the client's request.
-func (x *exchange) setForwarded(out http.Header) {
-	set := make([]string, 2) // one allocation for both
-	if x.opts.Client != "" {
-		set[0] = x.opts.Client
-		out["X-Forwarded-For"] = set[0:1:1]
+// addCredential adds the fields of the credential, for one attempt.
+func (x *exchange) addCredential(f *http1.Fields, out *http.Request, a *address) error {
+	if x.credential == nil || x.opts.PassAuthorization {
+		return nil
 	}
-	if x.opts.RequestID != "" {
-		set[1] = x.opts.RequestID
-		out["X-Request-Id"] = set[1:2:2]
+	authorization := x.credential.Authorization()
+	f.Add("Authorization", authorization...)
+	if x.credential.Key() == nil {
+		return nil
 	}
-	if x.p.HideOrigin {
-		x.hideOrigin(out)
-		return
+	_, token, _ := strings.Cut(authorization[0], " ")
+	// Another proof each time (RFC 9449, section 7.3).
+	signed, err := dpop.Proof(x.credential.Key(), out.Method, out.URL, token, a.nonce())
+	if err != nil {
+		return err
 	}
-	if out["X-Forwarded-Host"] = x.p.forwardedHost; x.p.forwardedHost == nil {
-		out["X-Forwarded-Host"] = []string{x.publicHost()}
-	}
-	if out["X-Forwarded-Proto"] = x.p.forwardedProto; x.p.forwardedProto == nil {
-		out["X-Forwarded-Proto"] = []string{x.publicScheme()}
-	}
-	if x.p.forwardedPrefix != nil {
-		out["X-Forwarded-Prefix"] = x.p.forwardedPrefix
-	}
+	f.Add("Dpop", signed)
+	return nil
 }
 
-// hideOrigin replaces the public origin in Origin and Referer by the
+// ownFields returns the fields that all requests have: those that describe the
+// public URL, and Via (RFC 9110, section 7.6.3).
+func (p *Proxy) ownFields() (f http1.Fields) {
+	f.Add("Via", "1.1 cloakroom")
+	if p.HideOrigin {
+		return f
+	}
+	if public := p.group.PublicURL; public != nil {
+		f.Add("X-Forwarded-Host", public.Host)
+		f.Add("X-Forwarded-Proto", public.Scheme)
+	}
+	if p.forwardedPrefix != "" {
+		f.Add("X-Forwarded-Prefix", p.forwardedPrefix)
+	}
+	return f
+}
+
+// hideOrigin replaces the public origin in a value of Origin or Referer by the
 // upstream's. Servers for development compare it with Host.
-func (x *exchange) hideOrigin(out http.Header) {
+func (x *exchange) hideOrigin(value string) string {
 	server := x.p.servers.servers[0]
-	public, own := x.publicScheme()+"://"+x.publicHost(), server.url.Scheme+"://"+server.host
-	for _, name := range []string{"Origin", "Referer"} {
-		for i, value := range out[name] {
-			if rest, ok := strings.CutPrefix(value, public); ok && (rest == "" || rest[0] == '/') {
-				out[name] = slices.Clone(out[name]) // the client's own
-				out[name][i] = own + rest
-			}
-		}
+	rest, ok := strings.CutPrefix(value, x.publicScheme()+"://"+x.publicHost())
+	if !ok || rest != "" && rest[0] != '/' {
+		return value
 	}
+	return server.url.Scheme + "://" + server.host + rest
 }
 
 // publicHost returns the host that the browser sees.
 func (x *exchange) publicHost() string {
-	if x.p.forwardedHost != nil {
-		return x.p.forwardedHost[0]
+	if public := x.p.group.PublicURL; public != nil {
+		return public.Host
 	}
 	return x.r.Host
 }
 
 // publicScheme returns the scheme that the browser sees.
 func (x *exchange) publicScheme() string {
-	switch {
-	case x.p.forwardedProto != nil:
-		return x.p.forwardedProto[0]
+	switch public := x.p.group.PublicURL; {
+	case public != nil:
+		return public.Scheme
 	case x.r.TLS != nil:
 		return "https"
 	}
 	return "http"
 }
-
-// viaValue is the value of Via (RFC 9110, section 7.6.3).
-var viaValue = []string{"1.1 cloakroom"}
 
 // connectionOptions returns the headers that Connection lists as being for one
 // connection. Usually there are none, and the map is nil.

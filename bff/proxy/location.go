@@ -69,7 +69,7 @@ func (x *exchange) location(value string) string {
 // prefixed reports whether an upstream that applies X-Forwarded-Prefix has put
 // the prefix in front of a path already.
 func (p *Proxy) prefixed(path string) bool {
-	return p.forwardedPrefix != nil && urlpath.Under(path, p.forwardedPrefix[0])
+	return p.forwardedPrefix != "" && urlpath.Under(path, p.forwardedPrefix)
 }
 
 // publicPath maps a path of the upstream to the one at which the browser finds

@@ -24,6 +24,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/internal/cancel"
+	"github.com/cloakroom-bff/cloakroom/internal/http1"
 	"github.com/cloakroom-bff/cloakroom/internal/pace"
 	"github.com/cloakroom-bff/cloakroom/internal/span"
 )
@@ -173,11 +174,10 @@ type Proxy struct {
 	servers  *serverSet
 	reserved map[string]bool // :: HeaderKey → true
 
-	base            string   // base path of the public URL
-	urlPath         string   // Path as the browser sees it, in a URL
-	forwardedPrefix []string // of X-Forwarded-Prefix; nil: it is not sent
-	forwardedHost   []string // of X-Forwarded-Host; nil: the request's Host
-	forwardedProto  []string // of X-Forwarded-Proto; nil: the request's scheme
+	base            string       // base path of the public URL
+	urlPath         string       // Path as the browser sees it, in a URL
+	forwardedPrefix string       // of X-Forwarded-Prefix; empty: it is not sent
+	own             http1.Fields // of every request to the upstream
 }
 
 // ServerStatus is what a Proxy knows of one address of its upstream.
@@ -240,16 +240,14 @@ func New(u Upstream, group *Group) (*Proxy, error) {
 		Upstream: u, group: group, tracer: span.Tracer(group.TracerProvider), servers: servers,
 	}
 	if public := group.PublicURL; public != nil {
-		p.forwardedHost, p.forwardedProto, p.base = []string{public.Host}, []string{public.Scheme}, public.Path
+		p.base = public.Path
 	}
 	p.urlPath = p.base + (&url.URL{Path: u.Path}).EscapedPath()
-	prefix := p.base
+	p.forwardedPrefix = p.base
 	if u.StripPrefix {
-		prefix = strings.TrimSuffix(p.urlPath, "/")
+		p.forwardedPrefix = strings.TrimSuffix(p.urlPath, "/")
 	}
-	if prefix != "" {
-		p.forwardedPrefix = []string{prefix}
-	}
+	p.own = p.ownFields()
 	if len(u.Reserved) > 0 {
 		p.reserved = headerKeys(u.Reserved...)
 	}
@@ -266,8 +264,9 @@ type Options struct {
 	// PassAuthorization sends the client's own headers Authorization and DPoP,
 	// which were verified before.
 	PassAuthorization bool
-	// SetHeader adds headers to the request, whose names should be among
-	// Upstream.Reserved. Nil means none.
+	// SetHeader adds headers to the request. h is empty. The names should be
+	// among Upstream.Reserved. Those that CanSetHeader refuses are not sent.
+	// Nil means none.
 	SetHeader func(h http.Header)
 	// OnEnd has abort called when the exchange has to end, for example because
 	// the user signs out. Forward then returns ErrEnded. stop takes that back.

@@ -22,7 +22,7 @@ func (x *exchange) stream(ctx context.Context) bool {
 	if client == nil {
 		return false
 	}
-	x.freeHeader()
+	x.freeFields()
 	x.clientLeft() // net/http does not watch the connection any more
 	done := func(Record) {}
 	if detach := x.p.group.Detach; detach != nil {

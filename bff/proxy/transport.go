@@ -15,11 +15,10 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/http1"
 )
 
-// transport sends requests to one address. The error is that of http1.Client,
+// transport sends requests to one address. RoundTrip is that of http1.Client,
 // also in HTTP/2. CloseIdle is called when the address is not used any more.
 type transport interface {
-	RoundTrip(*http.Request) (*http.Response, error)
-	RoundTripFresh(*http.Request) (*http.Response, error) // on no connection that was idle
+	RoundTrip(req *http.Request, fields *http1.Fields, fresh bool) (*http.Response, error)
 	CloseIdle()
 }
 
@@ -86,14 +85,18 @@ func (t *http2Transport) CloseIdle() {
 	}
 }
 
-// RoundTripFresh is RoundTrip: a connection that was found dead is closed.
-func (t *http2Transport) RoundTripFresh(req *http.Request) (*http.Response, error) {
-	return t.RoundTrip(req)
-}
-
-func (t *http2Transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	if err := http1.CheckRequest(req); err != nil {
+// RoundTrip sends a request. It ignores fresh: a connection that was found dead
+// is closed.
+func (t *http2Transport) RoundTrip(req *http.Request, fields *http1.Fields, _ bool) (*http.Response, error) {
+	if err := http1.CheckRequest(req, fields); err != nil {
 		return nil, err
+	}
+	header, err := fields.Header()
+	if err != nil {
+		return nil, err
+	}
+	if _, ok := header["User-Agent"]; !ok {
+		header["User-Agent"] = nil // http.Transport would send its own
 	}
 	fresh := false
 	ctx := httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{
@@ -104,7 +107,9 @@ func (t *http2Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 			}
 		},
 	})
-	resp, err := t.pool().RoundTrip(req.WithContext(ctx))
+	out := req.WithContext(ctx)
+	out.Header = header
+	resp, err := t.pool().RoundTrip(out)
 	var timeout net.Error
 	switch {
 	case err == nil:
@@ -298,20 +303,12 @@ func (s *secureTransport) CloseIdle() {
 	s.http2.CloseIdle()
 }
 
-func (s *secureTransport) RoundTrip(req *http.Request) (*http.Response, error) {
-	return s.roundTrip(req, transport.RoundTrip)
-}
-
-func (s *secureTransport) RoundTripFresh(req *http.Request) (*http.Response, error) {
-	return s.roundTrip(req, transport.RoundTripFresh)
-}
-
-func (s *secureTransport) roundTrip(
-	req *http.Request, send func(transport, *http.Request) (*http.Response, error),
+func (s *secureTransport) RoundTrip(
+	req *http.Request, fields *http1.Fields, fresh bool,
 ) (*http.Response, error) {
 	protocol := s.protocol.Load()
 	if protocol == nil {
-		if err := http1.CheckRequest(req); err != nil {
+		if err := http1.CheckRequest(req, fields); err != nil {
 			return nil, err
 		}
 		c, err := s.connect(req.Context(), s.either)
@@ -324,7 +321,7 @@ func (s *secureTransport) roundTrip(
 		req = req.WithContext(context.WithValue(req.Context(), firstConnKey{}, first))
 		protocol = s.protocol.Load()
 	}
-	resp, err := send(s.of(*protocol), req)
+	resp, err := s.of(*protocol).RoundTrip(req, fields, fresh)
 	if !errors.Is(err, errOtherProtocol) { // since the last handshake; nothing has been sent
 		return resp, err
 	}
@@ -335,7 +332,7 @@ func (s *secureTransport) roundTrip(
 		}
 		req = &again
 	}
-	return send(s.of(*s.protocol.Load()), req)
+	return s.of(*s.protocol.Load()).RoundTrip(req, fields, fresh)
 }
 
 // of returns the transport for a protocol.

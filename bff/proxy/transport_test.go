@@ -15,6 +15,8 @@ import (
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+
+	"github.com/cloakroom-bff/cloakroom/internal/http1"
 )
 
 // A connection that is too old finishes what it has begun, and takes nothing
@@ -57,7 +59,7 @@ func TestAnHTTP2ConnectionThatIsTooOldTakesNoRequest(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		resp, err := transport.RoundTrip(req)
+		resp, err := transport.RoundTrip(req, new(http1.Fields), false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -141,7 +143,7 @@ func TestAmbiguousLengthsInHTTP2AreDropped(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		resp, err := transport.RoundTrip(req)
+		resp, err := transport.RoundTrip(req, new(http1.Fields), false)
 		if err != nil {
 			t.Fatalf("%q: %v", lengths, err)
 		}

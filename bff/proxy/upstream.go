@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,28 +21,7 @@ import (
 type serverSet struct {
 	servers []*server
 	retry   bool
-	plain   bool // all use http1.Client, which is done with a request's header when there is a response
 	next    atomic.Uint32
-}
-
-// headers holds empty headers. To make one for each request would be a tenth of
-// all allocations.
-var headers = sync.Pool{New: func() any { return make(http.Header, 32) }}
-
-// newHeader returns an empty header for a request.
-func (u *serverSet) newHeader() http.Header {
-	if u.plain {
-		return headers.Get().(http.Header)
-	}
-	return make(http.Header)
-}
-
-// freeHeader returns a header of newHeader to the pool. It ignores nil.
-func (u *serverSet) freeHeader(h http.Header) {
-	if u.plain && h != nil {
-		clear(h)
-		headers.Put(h)
-	}
 }
 
 // close closes the connections that are not in use.
@@ -101,7 +79,7 @@ func newServerSet(u Upstream, g *Group) (*serverSet, error) {
 	if len(u.URLs) == 0 {
 		return nil, errors.New("missing")
 	}
-	set := &serverSet{retry: !u.NoRetry, plain: true}
+	set := &serverSet{retry: !u.NoRetry}
 	for i, raw := range u.URLs {
 		s, err := newServer(raw, u, g)
 		if err != nil {
@@ -109,7 +87,6 @@ func newServerSet(u Upstream, g *Group) (*serverSet, error) {
 		}
 		s.index = i
 		set.servers = append(set.servers, s)
-		set.plain = set.plain && s.url.Scheme == "http" && !strings.HasPrefix(raw, "h2c:")
 	}
 	return set, nil
 }
@@ -276,7 +253,7 @@ func (u *serverSet) send(
 		}
 		req.Body, req.GetBody = reader, body.getBody
 		var resp *http.Response
-		resp, err = a.roundTrip(req, n > 0)
+		resp, err = a.roundTrip(x, req, n > 0)
 		x.record.Upstream, x.record.Server, x.record.UpstreamTime = a.at, a.index, before+time.Since(began)
 		if err == nil {
 			return resp, a, nil
@@ -380,18 +357,15 @@ func idempotent(method string) bool {
 	return false
 }
 
-// roundTrip sends a request to the address, on a fresh connection for a retry.
-func (a *address) roundTrip(req *http.Request, retry bool) (resp *http.Response, err error) {
+// roundTrip sends the request of an exchange to the address, on a fresh
+// connection for a retry.
+func (a *address) roundTrip(x *exchange, req *http.Request, retry bool) (*http.Response, error) {
 	t := a.transport
-	if len(req.Header["Upgrade"]) > 0 {
+	if isWebSocket(x.r.Header) {
 		t = a.upgrades
 	}
 	a.busy.Add(1)
-	if retry {
-		resp, err = t.RoundTripFresh(req)
-	} else {
-		resp, err = t.RoundTrip(req)
-	}
+	resp, err := t.RoundTrip(req, x.fields, retry)
 	if err != nil {
 		a.release()
 		return nil, err

@@ -159,7 +159,9 @@ func (l *balancer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	for _, name := range []string{"Connection", "Content-Length", "Transfer-Encoding"} {
 		out.Header.Del(name) // they are of the other connection
 	}
-	resp, err := b.client.RoundTrip(out)
+	var fields http1.Fields
+	fields.AddHeader(out.Header)
+	resp, err := b.client.RoundTrip(out, &fields, false)
 	if err != nil {
 		if r.Context().Err() == nil {
 			l.lost(b, r, err)

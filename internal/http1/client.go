@@ -43,12 +43,12 @@ func (e *Error) Error() string { return e.Err.Error() }
 
 func (e *Error) Unwrap() error { return e.Err }
 
-// Client is an http.RoundTripper for one upstream. It sends the header of a
-// request unchanged and adds only the fields of framing (RFC 9112, section 6).
-// It does not follow redirects, ask for compression or retry. The context of a
-// request applies until the body of the response is read or closed. The body of
-// a response with status 101 is an io.ReadWriteCloser, as with http.Transport,
-// and also has CloseWrite.
+// Client sends requests to one upstream. To the fields of a request it adds
+// only Host and those of framing (RFC 9112, section 6). It does not follow
+// redirects, ask for compression or retry. The context of a request applies
+// until the body of the response is read or closed. The body of a response with
+// status 101 is an io.ReadWriteCloser, as with http.Transport, and also has
+// CloseWrite.
 type Client struct {
 	// Dial connects to the upstream. With TLS it returns a *tls.Conn after the
 	// handshake.
@@ -91,29 +91,22 @@ type conn struct {
 	deadline  time.Time // of reads; zero: none
 }
 
-// RoundTrip sends a request and returns the response. The error is the one of
-// Dial, of the request's body or of its context, or it wraps ErrInvalidRequest,
-// or it is an *Error. An *Error wraps ErrConnClosed or os.ErrDeadlineExceeded,
-// or describes what is wrong with the response.
-func (c *Client) RoundTrip(req *http.Request) (*http.Response, error) {
-	return c.roundTrip(req, false)
-}
-
-// RoundTripFresh is RoundTrip on a new connection. A retry needs it: whatever
-// closed one idle connection may have closed the others, too.
-func (c *Client) RoundTripFresh(req *http.Request) (*http.Response, error) {
-	return c.roundTrip(req, true)
-}
-
-func (c *Client) roundTrip(req *http.Request, fresh bool) (*http.Response, error) {
+// RoundTrip sends a request with header fields, and returns the response. It
+// ignores req.Header. fresh means on a new connection. A retry needs that:
+// whatever closed one idle connection may have closed the others, too.
+//
+// The error is the one of Dial, of the request's body or of its context, or it
+// wraps ErrInvalidRequest, or it is an *Error. An *Error wraps ErrConnClosed or
+// os.ErrDeadlineExceeded, or describes what is wrong with the response.
+func (c *Client) RoundTrip(req *http.Request, fields *Fields, fresh bool) (*http.Response, error) {
 	buf := heads.Get().(*[]byte)
-	head, err := appendHead((*buf)[:0], req)
+	head, err := appendHead((*buf)[:0], req, fields)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalidRequest, err)
 	}
 	var resp *http.Response
 	for again := true; again; again = errors.Is(err, socket.ErrNotQuiet) {
-		resp, err = c.send(req, head, fresh)
+		resp, err = c.send(req, fields, head, fresh)
 	}
 	if *buf = head; cap(head) <= maxPooledHead {
 		heads.Put(buf)
@@ -123,7 +116,9 @@ func (c *Client) roundTrip(req *http.Request, fresh bool) (*http.Response, error
 
 // send sends a request on one connection and waits for the response. The error
 // is socket.ErrNotQuiet if an idle connection was of no use.
-func (c *Client) send(req *http.Request, head []byte, fresh bool) (resp *http.Response, err error) {
+func (c *Client) send(
+	req *http.Request, fields *Fields, head []byte, fresh bool,
+) (resp *http.Response, err error) {
 	var cn *conn
 	if !fresh {
 		cn = c.idleConn(hasBody(req))
@@ -135,7 +130,7 @@ func (c *Client) send(req *http.Request, head []byte, fresh bool) (resp *http.Re
 	}
 	x := &exchange{client: c, conn: cn, ctx: req.Context(), method: req.Method}
 	x.stop = cancel.AfterFunc(x.ctx, func() { cn.Close() })
-	if err = x.send(req, head); err == nil {
+	if err = x.send(req, fields, head); err == nil {
 		resp, err = x.receive()
 	}
 	if err == nil {

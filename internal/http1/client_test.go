@@ -134,7 +134,7 @@ func TestValidResponses(t *testing.T) {
 	} {
 		u := newResponder(t, test.response)
 		for range 2 {
-			resp, err := u.RoundTrip(request(t, test.method, ""))
+			resp, err := u.roundTrip(request(t, test.method, ""))
 			if err != nil {
 				t.Errorf("%s: %v", test.name, err)
 				break
@@ -188,7 +188,7 @@ func TestInvalidResponsesAreErrors(t *testing.T) {
 				io.Copy(io.Discard, r)
 			}
 		})
-		resp, err := u.RoundTrip(request(t, "GET", ""))
+		resp, err := u.roundTrip(request(t, "GET", ""))
 		if err == nil {
 			_, err = io.ReadAll(resp.Body)
 			resp.Body.Close()
@@ -206,7 +206,7 @@ func TestTrailerIsSetAfterTheBody(t *testing.T) {
 	u := newResponder(t, "HTTP/1.1 200 OK\r\nTrailer: Checksum, Other\r\nTransfer-Encoding: chunked\r\n\r\n"+
 		"3\r\nabc\r\n0\r\nChecksum: 17\r\nUnannounced: x\r\n\r\n")
 	for range 2 {
-		resp, err := u.RoundTrip(request(t, "GET", ""))
+		resp, err := u.roundTrip(request(t, "GET", ""))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -238,7 +238,7 @@ func sent(t *testing.T, req *http.Request) string {
 		io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 		got <- all.String()
 	})
-	resp, err := u.RoundTrip(req)
+	resp, err := u.roundTrip(req)
 	if err != nil {
 		return "not sent: " + err.Error()
 	}
@@ -294,7 +294,7 @@ func TestBodyReadErrorIsReturned(t *testing.T) {
 	u := newResponder(t, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 	req := request(t, "POST", "")
 	req.Body, req.ContentLength = io.NopCloser(failing{}), 10
-	if _, err := u.RoundTrip(req); err == nil || !strings.Contains(err.Error(), "the client has left") {
+	if _, err := u.roundTrip(req); err == nil || !strings.Contains(err.Error(), "the client has left") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -305,7 +305,7 @@ func TestConnectionClosedByUpstreamIsNotReused(t *testing.T) {
 		io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc")
 	})
 	for range 5 {
-		resp, err := u.RoundTrip(request(t, "POST", "body"))
+		resp, err := u.roundTrip(request(t, "POST", "body"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -333,7 +333,7 @@ func TestLateResponseIsNotUsedForTheNextRequest(t *testing.T) {
 		}
 	})
 	for range 5 {
-		resp, err := u.RoundTrip(request(t, "GET", ""))
+		resp, err := u.roundTrip(request(t, "GET", ""))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -353,7 +353,7 @@ func TestBodyOfA204IsNotUsedForTheNextRequest(t *testing.T) {
 	} {
 		u := newResponder(t, "HTTP/1.1 204 No Content\r\n"+fields+"\r\n")
 		for range 2 {
-			resp, err := u.RoundTrip(request(t, "GET", ""))
+			resp, err := u.roundTrip(request(t, "GET", ""))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -371,13 +371,13 @@ func TestCancelAtTheEndOfAResponseAbortsNoOther(t *testing.T) {
 	u := newResponder(t, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood")
 	for n := range 5000 {
 		ctx, leave := context.WithCancel(t.Context())
-		resp, err := u.RoundTrip(request(t, "GET", "").WithContext(ctx))
+		resp, err := u.roundTrip(request(t, "GET", "").WithContext(ctx))
 		if err != nil {
 			t.Fatal(err)
 		}
 		leave()
 		io.ReadAll(resp.Body)
-		next, err := u.RoundTrip(request(t, "GET", ""))
+		next, err := u.roundTrip(request(t, "GET", ""))
 		if err != nil {
 			t.Fatalf("%d: %v", n, err)
 		}
@@ -393,7 +393,7 @@ func TestErrConnClosedOnlyBeforeTheFirstByte(t *testing.T) {
 			http.ReadRequest(r)
 			io.WriteString(c, response)
 		})
-		if _, err := u.RoundTrip(request(t, "GET", "")); err == nil || errors.Is(err, ErrConnClosed) != closed {
+		if _, err := u.roundTrip(request(t, "GET", "")); err == nil || errors.Is(err, ErrConnClosed) != closed {
 			t.Errorf("%q: got %v", response, err)
 		}
 	}
@@ -409,7 +409,7 @@ func TestHeaderTimeoutStartsAtTheEndOfTheRequest(t *testing.T) {
 		<-release
 	})
 	u.HeaderTimeout = 50 * time.Millisecond
-	if _, err := u.RoundTrip(request(t, "GET", "")); !errors.Is(err, os.ErrDeadlineExceeded) {
+	if _, err := u.roundTrip(request(t, "GET", "")); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}
 	r, w := io.Pipe()
@@ -421,7 +421,7 @@ func TestHeaderTimeoutStartsAtTheEndOfTheRequest(t *testing.T) {
 		fmt.Fprint(w, "late")
 		w.Close()
 	}()
-	if _, err := u.RoundTrip(req); !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(began) < 200*time.Millisecond {
+	if _, err := u.roundTrip(req); !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(began) < 200*time.Millisecond {
 		t.Errorf("got %v after %v", err, time.Since(began))
 	}
 }
@@ -452,7 +452,7 @@ func TestContextEndsAnExchangeInEveryPhase(t *testing.T) {
 				cancel(why)
 			}()
 		}
-		resp, err := u.RoundTrip(req)
+		resp, err := u.roundTrip(req)
 		if begin == "" && err != why {
 			t.Errorf("before the response: got %v", err)
 		}
@@ -489,7 +489,7 @@ func TestBodyWaitsForContinue(t *testing.T) {
 		order <- "asked"
 		return 0, io.EOF
 	}), strings.NewReader("body")))
-	resp, err := u.RoundTrip(req)
+	resp, err := u.roundTrip(req)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -513,7 +513,7 @@ func TestEarlyResponseIsReadWhileTheBodyIsSent(t *testing.T) {
 	defer w.Close()
 	req := request(t, "POST", "")
 	req.Body, req.ContentLength = r, 100
-	resp, err := u.RoundTrip(req)
+	resp, err := u.roundTrip(req)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -533,7 +533,7 @@ func TestSwitchingProtocolsReturnsATunnelWithCloseWrite(t *testing.T) {
 		all, _ := io.ReadAll(r)
 		c.Write(all)
 	})
-	resp, err := u.RoundTrip(request(t, "GET", ""))
+	resp, err := u.roundTrip(request(t, "GET", ""))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -551,7 +551,7 @@ func TestSwitchingProtocolsReturnsATunnelWithCloseWrite(t *testing.T) {
 func TestIdleConnectionsAreClosedAfterMaxIdleTime(t *testing.T) {
 	u := newResponder(t, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 	for range 3 {
-		resp, err := u.RoundTrip(request(t, "GET", ""))
+		resp, err := u.roundTrip(request(t, "GET", ""))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -593,7 +593,7 @@ func TestHeaderTimeoutStartsAfterASlowHead(t *testing.T) {
 	for _, value := range []string{"short", long} {
 		req := request(t, "GET", "")
 		req.Header.Set("Value", value)
-		if _, err := u.RoundTrip(req); err != nil {
+		if _, err := u.roundTrip(req); err != nil {
 			t.Errorf("with a head of %d bytes: %v", len(value), err)
 		}
 	}
@@ -614,7 +614,7 @@ func TestCloseKeepsAConnectionWhoseResponseHasArrived(t *testing.T) {
 		for read := range 4 {
 			u := newResponder(t, "HTTP/1.1 200 OK\r\n"+response)
 			for range 3 {
-				resp, err := u.RoundTrip(request(t, "GET", ""))
+				resp, err := u.roundTrip(request(t, "GET", ""))
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"os"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 )
@@ -97,7 +96,7 @@ func (x *exchange) await() error {
 }
 
 // send writes the head of the request and starts to send its body.
-func (x *exchange) send(req *http.Request, head []byte) error {
+func (x *exchange) send(req *http.Request, fields *Fields, head []byte) error {
 	if x.conn.sendsOnRead(hasBody(req)) {
 		x.conn.unsent = head
 		return nil
@@ -106,7 +105,7 @@ func (x *exchange) send(req *http.Request, head []byte) error {
 		return fmt.Errorf("%w: %w", ErrConnClosed, err)
 	}
 	if hasBody(req) {
-		x.upload = startUpload(x, req)
+		x.upload = startUpload(x, req, fields.expectsContinue())
 	}
 	return nil
 }
@@ -124,10 +123,10 @@ type upload struct {
 // startUpload sends the body on a goroutine and then closes it. The goroutine
 // ends with the body, with an error of its reader, or when the connection is
 // closed.
-func startUpload(x *exchange, req *http.Request) *upload {
+func startUpload(x *exchange, req *http.Request, expectsContinue bool) *upload {
 	u := &upload{done: make(chan struct{}), proceed: func() {}}
 	wanted := make(chan struct{})
-	if strings.EqualFold(req.Header.Get("Expect"), "100-continue") {
+	if expectsContinue {
 		u.proceed = sync.OnceFunc(func() { close(wanted) })
 	} else {
 		close(wanted)

@@ -20,7 +20,7 @@ func exchangeAll(t *testing.T, u *upstream, n int) {
 	done := make(chan error, n)
 	for range n {
 		go func() {
-			resp, err := u.RoundTrip(request(t, "GET", ""))
+			resp, err := u.roundTrip(request(t, "GET", ""))
 			if err == nil {
 				_, err = io.Copy(io.Discard, resp.Body)
 				resp.Body.Close()
@@ -52,15 +52,15 @@ func TestInvalidRequestsAreNotDialed(t *testing.T) {
 		req := request(t, "GET", "")
 		edit(req)
 		for _, send := range []func(*http.Request) (*http.Response, error){
-			c.RoundTrip, c.RoundTripFresh,
-			func(r *http.Request) (*http.Response, error) { return nil, CheckRequest(r) },
+			c.roundTrip, c.roundTripFresh,
+			func(r *http.Request) (*http.Response, error) { return nil, CheckRequest(r, fieldsOf(r.Header)) },
 		} {
 			if _, err := send(req); !errors.Is(err, ErrInvalidRequest) {
 				t.Errorf("%s: got %v", name, err)
 			}
 		}
 	}
-	if err := CheckRequest(request(t, "GET", "")); err != nil {
+	if err := CheckRequest(request(t, "GET", ""), new(Fields)); err != nil {
 		t.Error(err)
 	}
 }
@@ -89,7 +89,7 @@ func TestErrorTellsWhetherTheConnectionWasFresh(t *testing.T) {
 			if method == "PUT" {
 				u.HeaderTimeout = 50 * time.Millisecond
 			}
-			_, err := u.RoundTrip(request(t, method, ""))
+			_, err := u.roundTrip(request(t, method, ""))
 			var failed *Error
 			if !errors.As(err, &failed) || failed.Fresh != fresh ||
 				errors.Is(err, ErrConnClosed) != (method == "DELETE") ||
@@ -127,13 +127,13 @@ func TestIdleConnectionsAsOldAsAClosedOneAreDropped(t *testing.T) {
 	exchangeAll(t, u, idle)
 	dies := request(t, "GET", "")
 	dies.Header.Set("Dies", "yes")
-	if _, err := u.RoundTrip(dies); !errors.Is(err, ErrConnClosed) {
+	if _, err := u.roundTrip(dies); !errors.Is(err, ErrConnClosed) {
 		t.Fatalf("got %v", err)
 	}
 	if len(u.idle) != 0 {
 		t.Errorf("%d idle connections remain that are as old as the closed one", len(u.idle))
 	}
-	if resp, err := u.RoundTripFresh(dies); err != nil || u.connections.Load() != idle+1 {
+	if resp, err := u.roundTripFresh(dies); err != nil || u.connections.Load() != idle+1 {
 		t.Errorf("got %v, %d connections", err, u.connections.Load())
 	} else {
 		resp.Body.Close()
@@ -142,7 +142,7 @@ func TestIdleConnectionsAsOldAsAClosedOneAreDropped(t *testing.T) {
 	// alone.
 	exchangeAll(t, u, 1)
 	before := u.connections.Load()
-	resp, err := u.RoundTripFresh(request(t, "GET", ""))
+	resp, err := u.roundTripFresh(request(t, "GET", ""))
 	if err != nil || u.connections.Load() != before+1 {
 		t.Fatalf("got %v, %d connections after %d", err, u.connections.Load(), before)
 	}
@@ -177,7 +177,7 @@ func TestRequestBodyIsClosedAfterSending(t *testing.T) {
 	closed := make(chan struct{})
 	req := request(t, "POST", "body")
 	req.Body = closing{strings.NewReader("body"), closed}
-	resp, err := u.RoundTrip(req)
+	resp, err := u.roundTrip(req)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -38,7 +38,7 @@ func TestReadyIsExact(t *testing.T) {
 				r.ReadByte() // until the client closes the connection
 			})
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-			resp, err := u.RoundTrip(request(t, "GET", "").WithContext(ctx))
+			resp, err := u.roundTrip(request(t, "GET", "").WithContext(ctx))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -85,7 +85,7 @@ func TestReadyAfterTheHeaderTimeout(t *testing.T) {
 		r.ReadByte() // until the client closes the connection
 	})
 	u.HeaderTimeout = 5 * time.Second
-	resp, err := u.RoundTrip(request(t, "GET", ""))
+	resp, err := u.roundTrip(request(t, "GET", ""))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,7 +134,7 @@ func TestBodyKeepsWhatWasReadAtTheHeaderTimeout(t *testing.T) {
 		return lateConn{c}, err
 	}
 	u.HeaderTimeout = 20 * time.Second
-	resp, err := u.RoundTrip(request(t, "GET", ""))
+	resp, err := u.roundTrip(request(t, "GET", ""))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -174,7 +174,7 @@ func TestMoreThanAChunkedBody(t *testing.T) {
 	u := newResponder(t, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n"+
 		"HTTP/1.1 200 OK\r\n\r\n")
 	for range 2 {
-		resp, err := u.RoundTrip(request(t, "GET", ""))
+		resp, err := u.roundTrip(request(t, "GET", ""))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -196,7 +196,7 @@ func TestMalformedChunks(t *testing.T) {
 		"0\r\n" + strings.Repeat("Name: x\r\n", maxLine/4) + "\r\n",
 	} {
 		u := newResponder(t, fmt.Sprintf("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%s", raw))
-		resp, err := u.RoundTrip(request(t, "GET", ""))
+		resp, err := u.roundTrip(request(t, "GET", ""))
 		if err != nil {
 			t.Fatal(err)
 		}

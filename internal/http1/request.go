@@ -14,16 +14,13 @@ func hasBody(req *http.Request) bool {
 
 // CheckRequest returns the error that wraps ErrInvalidRequest if RoundTrip
 // would return one. It is for requests that another client sends.
-func CheckRequest(req *http.Request) error {
-	if err := checkTarget(req, req.URL.EscapedPath()); err != nil {
-		return fmt.Errorf("%w: %w", ErrInvalidRequest, err)
+func CheckRequest(req *http.Request, fields *Fields) error {
+	err := checkTarget(req, req.URL.EscapedPath())
+	if err == nil {
+		err = fields.err
 	}
-	for name, values := range req.Header {
-		for _, v := range values {
-			if err := checkField(name, v); err != nil {
-				return fmt.Errorf("%w: %w", ErrInvalidRequest, err)
-			}
-		}
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalidRequest, err)
 	}
 	return nil
 }
@@ -43,22 +40,14 @@ func checkTarget(req *http.Request, path string) error {
 	return nil
 }
 
-func checkField(name, value string) error {
-	if !isToken(name) {
-		return fmt.Errorf("invalid header name %.40q", name)
-	}
-	if !isFieldValue(value) {
-		return fmt.Errorf("the header %s contains a control character", name)
-	}
-	return nil
-}
-
-// appendHead appends the head of a request. It fails for a value that a reader
-// could take for several header fields, even though callers should check that.
-func appendHead(b []byte, req *http.Request) ([]byte, error) {
+// appendHead appends the head of a request.
+func appendHead(b []byte, req *http.Request, fields *Fields) ([]byte, error) {
 	path := cmp.Or(req.URL.Opaque, req.URL.EscapedPath()) // Opaque is a path that net/url would change
 	if err := checkTarget(req, path); err != nil {
 		return nil, err
+	}
+	if fields.err != nil {
+		return nil, fields.err
 	}
 	b = append(b, req.Method...)
 	b = append(b, ' ')
@@ -70,17 +59,7 @@ func appendHead(b []byte, req *http.Request) ([]byte, error) {
 	b = append(b, " HTTP/1.1\r\nHost: "...)
 	b = append(b, req.Host...)
 	b = append(b, "\r\n"...)
-	for name, values := range req.Header {
-		for _, v := range values {
-			if err := checkField(name, v); err != nil {
-				return nil, err
-			}
-			b = append(b, name...)
-			b = append(b, ": "...)
-			b = append(b, v...)
-			b = append(b, "\r\n"...)
-		}
-	}
+	b = append(b, fields.text...)
 	switch {
 	case !hasBody(req):
 		if req.Method == http.MethodPost || req.Method == http.MethodPut || req.Method == http.MethodPatch {
