@@ -2,6 +2,7 @@ package bff
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"log/slog"
 	"sync"
@@ -18,6 +19,9 @@ const (
 	idleChecks = 5
 	// storeTimeout is the maximum duration of a check.
 	storeTimeout = 5 * time.Second
+	// probeSize is the size of what a check writes, in bytes: about that of a
+	// session. On a full disk there can be space for less.
+	probeSize = 4 << 10
 )
 
 // storeOutage logs the beginning and the end of an outage of the store, each
@@ -69,15 +73,16 @@ func (o *storeOutage) current() error {
 	return o.err
 }
 
-// check makes a call. In an outage the call is a write, because reads may
-// succeed while writes fail. The outage ends with a write that succeeds if no
-// other call has failed for a while.
+// check makes a call. In an outage the call writes a record, because reads may
+// succeed while writes fail, and leases may be elsewhere than records. A record
+// that exists would not be written, so each has another key. The outage ends
+// with a write that succeeds if no other call has failed for a while.
 func (o *storeOutage) check(ctx context.Context, store session.Store, down bool) {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	var err error
 	if down {
-		_, err = store.Acquire(ctx, "probe", "any replica", storeCheck)
+		_, err = store.Create(ctx, "probe:"+rand.Text(), make([]byte, probeSize), storeCheck)
 	} else {
 		_, _, _, err = store.Get(ctx, "probe")
 	}

@@ -15,7 +15,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// readOnlyStore is a store that fails, or in which only reads succeed.
+// readOnlyStore is a store that fails, or in which only reads and leases
+// succeed, such as a file on a full disk.
 type readOnlyStore struct {
 	session.Store
 	down, full atomic.Bool
@@ -43,7 +44,7 @@ func (s *readOnlyStore) Create(ctx context.Context, key string, value []byte, tt
 }
 
 func (s *readOnlyStore) Acquire(ctx context.Context, key, owner string, ttl time.Duration) (bool, error) {
-	if s.down.Load() || s.full.Load() {
+	if s.down.Load() {
 		return false, errFull
 	}
 	return s.Store.Acquire(ctx, key, owner, ttl)

@@ -290,6 +290,9 @@ func TestErrorsHaveHints(t *testing.T) {
 				return err != nil
 			})
 			wantHint(t, store, "cannot save its data")
+			server.Do("CONFIG", "SET", "stop-writes-on-bgsave-error", "no")
+			server.Do("ACL", "SETUSER", "poor", "on", ">pw", "~*", "&*", "+@all", "-set")
+			wantHint(t, openRedis(t, strings.Replace(server.URL(), "://", "://poor:pw@", 1)), "lacks a permission")
 		})
 	}
 	t.Run("Replica", func(t *testing.T) {

@@ -52,7 +52,7 @@ func withHint(err error) error {
 		hint = "Redis accepts no more connections: raise its maxclients, or close connections of other clients"
 	case redis.IsAuthError(err):
 		hint = "Redis rejects the user or password: check store.url (or store.password_file)"
-	case redis.IsPermissionError(err):
+	case redis.IsPermissionError(err), isScriptPermission(err):
 		hint = "the Redis user lacks a permission: grant the commands and keys of the documentation"
 	case errors.Is(err, syscall.ECONNREFUSED):
 		hint = "nothing listens at this address: start Redis, or correct store.url"
@@ -72,6 +72,14 @@ func withHint(err error) error {
 func hasCode(err error, code string) bool {
 	return redis.HasErrorPrefix(err, code) ||
 		redis.HasErrorPrefix(err, "Error running script") && strings.Contains(err.Error(), ": -"+code+" ")
+}
+
+// isScriptPermission reports whether the user may not run a command of a
+// script, or access its keys. There is no code for that: Redis 8 and Valkey
+// write the first text, earlier releases the second.
+func isScriptPermission(err error) bool {
+	return redis.HasErrorPrefix(err, "ACL failure in script") ||
+		isRefusal(err) && strings.Contains(err.Error(), "The user executing the script can't ")
 }
 
 type clientLog struct{ log *slog.Logger }
