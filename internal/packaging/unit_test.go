@@ -38,6 +38,19 @@ func TestUnitIsValid(t *testing.T) {
 	}
 }
 
+// A fault that passes does not keep the service down.
+func TestUnitRestartsWithoutLimit(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile(unit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	section, _, _ := strings.Cut(string(text), "[Service]")
+	if !strings.Contains(section, "\nStartLimitIntervalSec=0\n") {
+		t.Errorf("[Unit]: got no StartLimitIntervalSec=0 in\n%s", section)
+	}
+}
+
 // Exposure is 0 (nothing) to 10, times ten here. What remains are the network,
 // which the program is for, and what a program without privileges can do.
 func TestUnitExposesLittle(t *testing.T) {
