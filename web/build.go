@@ -308,8 +308,8 @@ func shorten(text string) string {
 // Violations returns what the Content-Security-Policy of h blocks in the build.
 // See ReadBuild for what it finds.
 func (h *Handler) Violations() ([]Need, error) {
-	files, closeFiles := h.openFiles()
-	defer closeFiles()
+	files := h.openFiles()
+	defer closeFiles(files)
 	build, err := readBuild(files)
 	if err != nil {
 		return nil, err

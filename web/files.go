@@ -43,19 +43,27 @@ func (r rootFiles) Open(name string) (fs.File, error) {
 	return f, nil
 }
 
-// openFiles returns the files for one request, and a function that closes them.
-// A deploy that replaces the directory does not change them, so that all files
-// of a response are of the same build.
-func (h *Handler) openFiles() (fs.FS, func()) {
+// openFiles returns the files for one request. closeFiles closes them. A deploy
+// that replaces the directory does not change them, so that all files of a
+// response are of the same build.
+func (h *Handler) openFiles() fs.FS {
 	dir, ok := h.files.(directory)
 	if !ok {
-		return h.files, func() {}
+		return h.files
 	}
 	root, err := os.OpenRoot(string(dir))
 	if err != nil {
-		return dir, func() {} // returns the error for each file
+		return dir // returns the error for each file
 	}
-	return rootFiles{root}, func() { root.Close() }
+	return rootFiles{root}
+}
+
+// closeFiles closes what openFiles returned. It can be called twice. Files that
+// are open remain open.
+func closeFiles(files fs.FS) {
+	if r, ok := files.(rootFiles); ok {
+		r.root.Close()
+	}
 }
 
 // copiesIndex reports whether the app's 404.html decides its fallback, but is a
@@ -84,11 +92,11 @@ func (cfg Config) copiesIndex() bool {
 }
 
 // open opens a regular file. Anything that cannot be served, such as a
-// directory or a link that leads out, does not exist. Permission denied remains
-// an error, so that the operator learns of it.
+// directory or a link that leads out, does not exist. Permission denied and
+// what isUnavailable reports remain errors, so that the operator learns of it.
 func open(files fs.FS, name string) (fs.File, fs.FileInfo, error) {
 	f, err := files.Open(name)
-	if errors.Is(err, fs.ErrPermission) {
+	if errors.Is(err, fs.ErrPermission) || isUnavailable(err) {
 		return nil, nil, err
 	}
 	if err != nil {
@@ -103,6 +111,18 @@ func open(files fs.FS, name string) (fs.File, fs.FileInfo, error) {
 		return nil, nil, err
 	}
 	return f, info, nil
+}
+
+// isUnavailable reports whether an error does not tell if a file exists: there
+// are too many open files, memory is used up, or a network file system has
+// replaced the file.
+func isUnavailable(err error) bool {
+	for _, temporary := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.EIO, syscall.ESTALE} {
+		if errors.Is(err, temporary) {
+			return true
+		}
+	}
+	return false
 }
 
 // fileNames returns the names of the files that a URL can stand for, best

@@ -233,26 +233,36 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if h.serveNotModified(w, r) {
 		return
 	}
-	files, closeFiles := h.openFiles()
-	defer closeFiles()
+	files := h.openFiles()
+	defer closeFiles(files)
 	err := h.serve(w, r, files)
 	if errors.Is(err, fs.ErrNotExist) && navigates(r) {
 		err = h.serveNotFound(w, r, files)
 	}
+	_, remote := h.files.(*cdn) // which logs its outage itself, once
+	status := http.StatusInternalServerError
 	switch {
 	case err == nil:
+		return
 	case errors.Is(err, errNoIndex): // a deploy is in progress
-		if _, remote := h.files.(*cdn); !remote { // which logs its outage itself, once
+		if !remote {
 			h.log.ErrorContext(r.Context(), "the app has no index.html", "err", err)
 		}
-		w.Header().Set("Retry-After", "2")
-		h.refuse(w, r, http.StatusServiceUnavailable)
+		status = http.StatusServiceUnavailable
 	case errors.Is(err, fs.ErrNotExist):
-		h.refuse(w, r, http.StatusNotFound)
+		status = http.StatusNotFound
+	case isUnavailable(err):
+		status = http.StatusServiceUnavailable
+		fallthrough
 	default:
-		h.log.ErrorContext(r.Context(), "file of the app not served", "path", r.URL.Path, "err", err)
-		h.refuse(w, r, http.StatusInternalServerError)
+		if !remote {
+			h.log.ErrorContext(r.Context(), "file of the app not served", "path", r.URL.Path, "err", err)
+		}
 	}
+	if status == http.StatusServiceUnavailable {
+		w.Header().Set("Retry-After", "2")
+	}
+	h.refuse(w, r, status)
 }
 
 // errNoIndex means that index.html, which was there at the start, is missing.
@@ -270,19 +280,26 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, files fs.FS) err
 			return err
 		}
 	}
-	if !navigates(r) || isAsset(place) || !h.fallsBackToIndex(files) {
+	if !navigates(r) || isAsset(place) {
 		return fs.ErrNotExist
+	}
+	if fallsBack, err := h.fallsBackToIndex(files); !fallsBack {
+		return cmp.Or(err, fs.ErrNotExist)
 	}
 	return h.serveFile(w, r, files, index)
 }
 
 // fallsBackToIndex reports whether a navigation without a file gets index.html.
-func (h *Handler) fallsBackToIndex(files fs.FS) bool {
-	if h.fallback == FallbackAuto {
-		info, err := fs.Stat(files, notFound)
-		return err != nil || !info.Mode().IsRegular()
+// With an error, that is not known.
+func (h *Handler) fallsBackToIndex(files fs.FS) (bool, error) {
+	if h.fallback != FallbackAuto {
+		return h.fallback == FallbackIndex, nil
 	}
-	return h.fallback == FallbackIndex
+	info, err := fs.Stat(files, notFound)
+	if isUnavailable(err) {
+		return false, err
+	}
+	return err != nil || !info.Mode().IsRegular(), nil
 }
 
 // refuse sends an error: to a navigation the page for it.
@@ -349,11 +366,22 @@ func (h *Handler) serveFile(w http.ResponseWriter, r *http.Request, files fs.FS,
 		// response may be 412, which has no content.
 		header.Set("Content-Length", strconv.FormatInt(c.size, 10))
 	}
+	releaseFiles(files, f, c)
 	r = withUsableRange(r)
 	// Without a time there is no Last-Modified: reproducible builds give every
 	// file the same time. The file itself is passed, for sendfile.
 	http.ServeContent(copyingWriter(w), r, "", time.Time{}, c.ReadSeeker)
 	return nil
+}
+
+// releaseFiles closes what is not needed to send the content of f. A client
+// that reads slowly keeps one file open at most. The limit of connections
+// reckons with two file descriptors for each.
+func releaseFiles(files fs.FS, f fs.File, c content) {
+	closeFiles(files)
+	if _, inMemory := c.ReadSeeker.(*bytes.Reader); inMemory || c.coding != "" {
+		f.Close()
+	}
 }
 
 // cacheControl returns the Cache-Control of a file.
@@ -401,6 +429,7 @@ func (h *Handler) serveNotFound(w http.ResponseWriter, r *http.Request, files fs
 	c, closeContent := h.negotiate(w, r, files, notFound, info, identity)
 	defer closeContent()
 	header.Set("Content-Length", strconv.FormatInt(c.size, 10))
+	releaseFiles(files, f, c)
 	w.WriteHeader(http.StatusNotFound)
 	if r.Method != http.MethodHead {
 		io.CopyN(w, c, c.size) // an error means that the client is gone

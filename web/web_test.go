@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -574,6 +575,45 @@ func TestDuringDeploy(t *testing.T) {
 	}
 	if resp := do(h, "GET", "/assets/index-BkRj3xGh.js"); resp.StatusCode != 404 {
 		t.Errorf("asset: got status %d, want 404", resp.StatusCode)
+	}
+}
+
+// failingFS fails to open some files.
+type failingFS struct {
+	fs.FS
+	errs map[string]error
+}
+
+func (f failingFS) Open(name string) (fs.File, error) {
+	if err := f.errs[name]; err != nil {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
+	}
+	return f.FS.Open(name)
+}
+
+// A 404 would be wrong: the file may exist.
+func TestAFileThatCannotBeOpenedNowIsUnavailable(t *testing.T) {
+	t.Parallel()
+	for _, err := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.EIO, syscall.ESTALE} {
+		var log bytes.Buffer
+		files := failingFS{app(), map[string]error{}}
+		h := newHandler(t, web.Config{FS: files, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+		for failing, target := range map[string]string{
+			"favicon.svg": "/favicon.svg", "index.html": "/", "404.html": "/missing", "about": "/about",
+		} {
+			clear(files.errs)
+			files.errs[failing] = err
+			log.Reset()
+			resp := do(h, "GET", target, navigate)
+			if resp.StatusCode != 503 {
+				t.Errorf("%s: %v: got status %d, want 503", target, err, resp.StatusCode)
+			}
+			wantHeader(t, resp, "Retry-After", "2")
+			wantHeader(t, resp, "Cache-Control", "no-store")
+			if !strings.Contains(log.String(), "file of the app not served") {
+				t.Errorf("%s: %v: got log %q, want the error", target, err, &log)
+			}
+		}
 	}
 }
 
