@@ -3,6 +3,7 @@ package bff
 import (
 	"cmp"
 	"crypto/tls"
+	"crypto/x509"
 	"strings"
 	"time"
 
@@ -45,7 +46,8 @@ var (
 		"Security events that were counted, but neither logged nor audited, because there were too many.", nil, nil)
 	certificateDesc = prometheus.NewDesc("cloakroom_certificate_expiry_seconds",
 		"Time until a certificate expires, negative afterwards: that of the public listener (server), our own as "+
-			"a client (client), those that the provider and the upstreams showed last (provider, upstream).",
+			"a client (client), those that the provider, the upstreams and the session store showed last "+
+			"(provider, upstream, store).",
 		[]string{"certificate", "name"}, nil)
 )
 
@@ -116,6 +118,12 @@ func (s *Server) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
+// certifiedStore is a session.Store that knows the certificates of its
+// connections, such as tokenstore.Redis. Of others there are no metrics.
+type certifiedStore interface {
+	Certificates() (servers map[string]*x509.Certificate, client *x509.Certificate)
+}
+
 // certificateLabels are the labels of a certificate.
 type certificateLabels struct{ kind, name string }
 
@@ -128,13 +136,18 @@ func (s *Server) certificates(a *app) map[certificateLabels]time.Time {
 			all[labels] = expiry
 		}
 	}
-	addOwn := func(kind string, cert *tls.Certificate) {
-		if cert != nil && cert.Leaf != nil {
-			name := cert.Leaf.Subject.CommonName
-			if len(cert.Leaf.DNSNames) > 0 {
-				name = cert.Leaf.DNSNames[0]
+	addLeaf := func(kind string, cert *x509.Certificate) {
+		if cert != nil {
+			name := cert.Subject.CommonName
+			if len(cert.DNSNames) > 0 {
+				name = cert.DNSNames[0]
 			}
-			add(kind, name, cert.Leaf.NotAfter)
+			add(kind, name, cert.NotAfter)
+		}
+	}
+	addOwn := func(kind string, cert *tls.Certificate) {
+		if cert != nil {
+			addLeaf(kind, cert.Leaf)
 		}
 	}
 	if s.tls != nil {
@@ -144,6 +157,13 @@ func (s *Server) certificates(a *app) map[certificateLabels]time.Time {
 	_, issuer, _ := strings.Cut(a.provider.IssuerOrigin(), "://")
 	for host, expiry := range a.provider.CertificateExpiry() {
 		add("provider", cmp.Or(host, issuer), expiry)
+	}
+	if store, ok := a.store.(*measuredStore).Store.(certifiedStore); ok {
+		servers, client := store.Certificates()
+		for host, cert := range servers {
+			add("store", host, cert.NotAfter)
+		}
+		addLeaf("client", client)
 	}
 	for _, route := range a.proxied() {
 		if route.TLS != nil {

@@ -3,6 +3,7 @@ package bff_test
 import (
 	"bufio"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -492,6 +493,17 @@ func TestCallsOfTheStoreAreMeasured(t *testing.T) {
 	})
 }
 
+// certifiedStore is a store that knows the certificate of its connections, as
+// Redis does.
+type certifiedStore struct {
+	session.Store
+	cert *x509.Certificate
+}
+
+func (s *certifiedStore) Certificates() (servers map[string]*x509.Certificate, client *x509.Certificate) {
+	return map[string]*x509.Certificate{"redis": s.cert}, s.cert
+}
+
 func TestCertificatesHaveTheirTimeToExpiry(t *testing.T) {
 	t.Parallel()
 	cert := certificate(t, ecKey(t))
@@ -504,6 +516,7 @@ func TestCertificatesHaveTheirTimeToExpiry(t *testing.T) {
 		cfg.Provider.ClientSecret, cfg.Provider.ClientAuth = "", "self_signed_tls_client_auth"
 		cfg.Provider.ClientCertificate, cfg.Provider.RootCAs = cert, a.provider.Roots
 		cfg.TLS = &tls.Config{Certificates: []tls.Certificate{own}}
+		cfg.Sessions.Store = &certifiedStore{cfg.Sessions.Store, own.Leaf}
 		cfg.Routes = []bff.Route{
 			{Path: "/tls/", Upstream: []string{"https://" + upstream.addr}, TLS: upstream.trust, Token: "none"},
 		}
@@ -514,6 +527,7 @@ func TestCertificatesHaveTheirTimeToExpiry(t *testing.T) {
 	for _, labels := range []string{
 		`{certificate="server",name="localhost"}`,
 		`{certificate="client",name="spa"}`,
+		`{certificate="client",name="localhost"}`, `{certificate="store",name="redis"}`,
 		fmt.Sprintf(`{certificate="provider",name=%q}`, issuer),
 		fmt.Sprintf(`{certificate="upstream",name=%q}`, upstream.addr),
 	} {

@@ -47,6 +47,10 @@ func TestRedisWithClientCertificate(t *testing.T) {
 	storetest.Run(t, store)
 	w := watch(t, store)
 	eventually(t, "caches are valid", w.valid)
+	servers, own := store.Certificates()
+	if len(servers) != 1 || servers[""] == nil || servers[""].NotAfter.Before(time.Now()) || own == nil {
+		t.Errorf("certificates: got %v and %v, want that of the server and that of the client", servers, own)
+	}
 	if n := loads.Load(); n < 2 {
 		t.Errorf("the certificate was loaded %d times for several connections, want 2 or more", n)
 	}

@@ -65,6 +65,8 @@ type Redis struct {
 	made        time.Time
 	suspect     atomic.Int64 // connections last read before this clock are dropped
 
+	certificates certificates
+
 	untracked sync.Once         // logs that Redis refuses CLIENT TRACKING
 	mu        sync.Mutex        // guards checked
 	checked   map[string]string // :: address of a master → run_id of the server that was checked
@@ -121,10 +123,12 @@ func (s *Redis) connect(cfg RedisConfig) error {
 		if c == nil {
 			return nil
 		}
-		c.RootCAs = cfg.RootCAs
+		c.RootCAs, c.VerifyConnection = cfg.RootCAs, s.certificates.record
 		if cfg.ClientCertificate != nil {
 			c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-				return cfg.ClientCertificate()
+				cert, err := cfg.ClientCertificate()
+				s.certificates.recordOwn(cert)
+				return cert, err
 			}
 		}
 		return c
