@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"io"
 	"log/slog"
 	"sync"
@@ -20,7 +21,7 @@ var droppedLines atomic.Uint64
 
 // logWriter writes log lines to another writer in the background: a request
 // must not hang because the log is not read. Lines that do not fit into the
-// buffer are dropped and counted. Lines stay in order.
+// buffer, or cannot be written, are dropped and counted. Lines stay in order.
 type logWriter struct {
 	to      io.Writer
 	report  func(dropped int) // called by run
@@ -69,6 +70,7 @@ func (w *logWriter) Write(line []byte) (int, error) {
 func (w *logWriter) run() {
 	defer close(w.written)
 	var last time.Time // when lines were written
+	torn := false      // the last line was written in part
 	for {
 		w.mu.Lock()
 		for len(w.buf) == 0 && !w.closed {
@@ -87,14 +89,23 @@ func (w *logWriter) run() {
 		lines, dropped := w.buf, w.dropped
 		w.buf, w.dropped = w.spare[:0], 0
 		w.mu.Unlock()
-		// An error, such as that of a closed pipe, cannot be logged.
-		w.to.Write(lines)
+		if torn {
+			_, err := io.WriteString(w.to, "\n")
+			torn = err != nil
+		}
+		n, err := w.to.Write(lines)
 		last = time.Now()
-		if dropped > 0 {
+		if err == nil && dropped > 0 {
 			w.report(dropped)
 		}
 		w.mu.Lock()
 		w.spare = lines
+		if err != nil { // such as that of a full disk; it cannot be logged now
+			lost := bytes.Count(lines[n:], []byte("\n"))
+			droppedLines.Add(uint64(lost))
+			w.dropped += dropped + lost
+			torn = torn || n > 0 && lines[n-1] != '\n'
+		}
 		w.mu.Unlock()
 	}
 }

@@ -23,7 +23,7 @@ func (b *broker) newRegistry() *prometheus.Registry {
 		newBuildInfo(),
 		prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name: "cloakroom_log_lines_dropped_total",
-			Help: "Log lines that were dropped, because the reader of the log was too slow.",
+			Help: "Log lines that were dropped, because the reader of the log was too slow, or its disk full.",
 		}, func() float64 { return float64(droppedLines.Load()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "cloakroom_config_last_reload_successful",
