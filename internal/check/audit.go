@@ -14,6 +14,7 @@ import (
 // or one that can be created.
 func checkAudit(cfg *config.Config) []Finding {
 	const key, fix = "log.audit", "Name a regular file in a folder that exists, or stdout."
+	const writable = "Name a file to which the user that runs the broker can write, or stdout."
 	name := cfg.Log.Audit
 	if name == "" || name == "stdout" {
 		return nil
@@ -23,11 +24,18 @@ func checkAudit(cfg *config.Config) []Finding {
 	case err == nil && !info.Mode().IsRegular():
 		return []Finding{failure(key, fmt.Sprintf("%s is not a regular file, so the broker does not start.",
 			name), fix)}
+	case err == nil:
+		if err := checkWritableFile(name); err != nil {
+			return []Finding{failure(key, sentence(err.Error()), writable)}
+		}
+		return nil
 	case errors.Is(err, fs.ErrNotExist):
-		_, err = os.Stat(filepath.Dir(name))
+		if _, err = os.Stat(filepath.Dir(name)); err == nil {
+			if err := checkWritable(filepath.Dir(name)); err != nil {
+				return []Finding{failure(key, sentence(err.Error()), writable)}
+			}
+			return nil
+		}
 	}
-	if err != nil {
-		return []Finding{failure(key, sentence(err.Error()), fix)}
-	}
-	return nil
+	return []Finding{failure(key, sentence(err.Error()), fix)}
 }
