@@ -31,7 +31,8 @@ import (
 //     a rollback to the release before signs a user out.
 //   - A new member of the JSON is no new version. Members that a release does
 //     not know are kept when it writes the record again (record.more). Their
-//     names are not reused.
+//     names are not reused, and differ in more than the case of letters, which
+//     encoding/json ignores.
 //   - Everything else is a new version: the cipher, the associated data, the
 //     dictionary, the meaning or the type of a member.
 //
