@@ -695,9 +695,10 @@ func TestNotesNameTheNextSteps(t *testing.T) {
 		"config.server.trusted_proxies=null": "config.server.trusted_proxies is empty",
 		"config.server.trusted_proxies=null,ingress.enabled=false,httpRoute.enabled=true," +
 			"httpRoute.parentRefs[0].name=public": "the gateway",
-		"config.server.public_url=http://localhost:8080": "config.server.public_url is http://localhost:8080",
-		"replicas=1,config.store.url=memory:":            "Each restart signs all users out",
-		"replicas=1,config.store.url=file:/data":         "Mount a persistent volume",
+		"config.server.public_url=http://localhost:8080":       "config.server.public_url is http://localhost:8080",
+		"serviceMonitor.enabled=true,networkPolicy.admin=null": "networkPolicy.admin is empty",
+		"replicas=1,config.store.url=memory:":                  "Each restart signs all users out",
+		"replicas=1,config.store.url=file:/data":               "Mount a persistent volume",
 	} {
 		if text := notes("--set", set); !strings.Contains(text, "WARNING: ") || !strings.Contains(text, want) {
 			t.Errorf("%s: got no warning %q in\n%s", set, want, text)
