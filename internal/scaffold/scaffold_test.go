@@ -1,9 +1,11 @@
 package scaffold_test
 
 import (
+	"bytes"
 	"os"
 	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -285,6 +287,28 @@ func TestClientHasTheHooksOfTheLibrary(t *testing.T) {
 		}
 		if !slices.Equal(got, all) {
 			t.Errorf("%s: got %v, want %v", manifest, got, all)
+		}
+	}
+}
+
+// Create React App builds no app with a file that breaks its rules, such as
+// no-restricted-globals.
+func TestWrittenFilesKeepTheRulesOfLinters(t *testing.T) {
+	t.Parallel()
+	global := regexp.MustCompile(`(^|[^.\w])(location\.|addEventListener\(|history\.|globalThis\b)`)
+	for _, library := range []string{"react", "vue", "svelte"} {
+		files, err := scaffold.Files(&scaffold.Project{Framework: scaffold.CreateReact, SourceDir: "src",
+			Library: library}, scaffold.Answers{}, web.ClientFiles())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			if !strings.HasSuffix(f.Name, ".js") || bytes.HasPrefix(f.Text, []byte("/* eslint-disable ")) {
+				continue
+			}
+			if found := global.FindString(string(f.Text)); found != "" {
+				t.Errorf("%s: got %q, want no such global variable", f.Name, found)
+			}
 		}
 	}
 }

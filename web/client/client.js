@@ -1,3 +1,4 @@
+/* eslint-disable -- this file is copied into apps, whose rules differ */
 // The browser client of Cloakroom: session state, API calls, sign-in and
 // sign-out. The tokens stay on the server; this file has no access to them.
 // client.d.ts has the types and describes every option.

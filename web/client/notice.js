@@ -36,7 +36,7 @@ export function signInNotice(client) {
     const { current, state } = client;
     if (current?.authenticated) {
       const { sub } = current.user;
-      if (user !== undefined && sub !== user) location.reload(); // nothing of the other user may stay
+      if (user !== undefined && sub !== user) window.location.reload(); // nothing of the other user may stay
       else close();
       user = sub;
     } else if (state.status === "ended") {

@@ -1,5 +1,5 @@
 // React hooks and components for the client. See react.d.ts.
-import { createContext, createElement, Fragment, useCallback, useContext, useEffect, useRef, useSyncExternalStore } from "react";
+import { createContext, createElement, Fragment, useCallback, useContext, useEffect, useState, useSyncExternalStore } from "react";
 
 import { signInNotice } from "./notice.js";
 
@@ -44,15 +44,16 @@ export function useExpiry() {
 /** @type {typeof import("./react.d.ts").RequireSession} */
 export function RequireSession({ children, fallback = null, ended }) {
   const { client, authenticated, user, state } = useSession();
-  const shown = useRef(/** @type {string | undefined} */ (undefined)); // the user whose children they are
-  if (authenticated) shown.current = user.sub;
+  const [last, setLast] = useState(/** @type {string | undefined} */ (undefined));
+  const shown = authenticated ? /** @type {string} */ (user.sub) : last; // the user whose children they are
+  if (shown !== last) setLast(shown);
   const leave = !authenticated && state.status === "signed-out";
   const notice = ended === undefined;
   useEffect(() => (notice ? signInNotice(client) : undefined), [client, notice]);
   useEffect(() => {
     if (leave) client.login();
   }, [leave, client]);
-  if (shown.current === undefined) return createElement(Fragment, null, fallback);
+  if (shown === undefined) return createElement(Fragment, null, fallback);
   // The children keep what the user has typed. Those of another user are new.
-  return createElement(Fragment, null, createElement(Fragment, { key: shown.current }, children), authenticated ? null : ended);
+  return createElement(Fragment, null, createElement(Fragment, { key: shown }, children), authenticated ? null : ended);
 }
