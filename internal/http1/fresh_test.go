@@ -43,6 +43,7 @@ func TestInvalidRequestsAreNotDialed(t *testing.T) {
 	}}
 	for name, edit := range map[string]func(*http.Request){
 		"a space in the query":         func(r *http.Request) { r.URL.RawQuery = "a b" },
+		"a space in the path":          func(r *http.Request) { r.URL.Opaque = "/a b" },
 		"a control character":          func(r *http.Request) { r.URL.RawQuery = "a\x7f" },
 		"a line feed in a value":       func(r *http.Request) { r.Header.Set("A", "b\nc") },
 		"a space in a name":            func(r *http.Request) { r.Header["A b"] = []string{"c"} },

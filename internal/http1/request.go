@@ -15,7 +15,7 @@ func hasBody(req *http.Request) bool {
 // CheckRequest returns the error that wraps ErrInvalidRequest if RoundTrip
 // would return one. It is for requests that another client sends.
 func CheckRequest(req *http.Request, fields *Fields) error {
-	err := checkTarget(req, req.URL.EscapedPath())
+	err := checkTarget(req, targetPath(req))
 	if err == nil {
 		err = fields.err
 	}
@@ -24,6 +24,10 @@ func CheckRequest(req *http.Request, fields *Fields) error {
 	}
 	return nil
 }
+
+// targetPath returns the path that is sent. URL.Opaque is one that net/url
+// would change.
+func targetPath(req *http.Request) string { return cmp.Or(req.URL.Opaque, req.URL.EscapedPath()) }
 
 // checkTarget checks the method, the target and the host of a request.
 func checkTarget(req *http.Request, path string) error {
@@ -42,7 +46,7 @@ func checkTarget(req *http.Request, path string) error {
 
 // appendHead appends the head of a request.
 func appendHead(b []byte, req *http.Request, fields *Fields) ([]byte, error) {
-	path := cmp.Or(req.URL.Opaque, req.URL.EscapedPath()) // Opaque is a path that net/url would change
+	path := targetPath(req)
 	if err := checkTarget(req, path); err != nil {
 		return nil, err
 	}
