@@ -426,6 +426,35 @@ func TestHeaderTimeoutStartsAtTheEndOfTheRequest(t *testing.T) {
 	}
 }
 
+// An upstream must not keep a request for ever, also not with a body that it
+// asked for.
+func TestInterimResponsesDoNotExtendTheHeaderTimeout(t *testing.T) {
+	t.Parallel()
+	u := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
+		if _, err := http.ReadRequest(r); err != nil {
+			return
+		}
+		for {
+			if _, err := io.WriteString(c, "HTTP/1.1 100 Continue\r\n\r\n"); err != nil {
+				return
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	})
+	u.HeaderTimeout = 50 * time.Millisecond
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	for _, body := range []string{"", "body"} {
+		req := request(t, "PUT", body).WithContext(ctx)
+		if body != "" {
+			req.Header.Set("Expect", "100-continue")
+		}
+		if _, err := u.roundTrip(req); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("with the body %q: got %v, want a timeout", body, err)
+		}
+	}
+}
+
 func TestContextEndsAnExchangeInEveryPhase(t *testing.T) {
 	arrived, gone := make(chan struct{}, 10), make(chan struct{}, 10)
 	u := newUpstream(t, func(c net.Conn, r *bufio.Reader) {

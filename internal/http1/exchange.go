@@ -20,6 +20,7 @@ type exchange struct {
 	method string
 	stop   func() bool // keeps ctx from closing the connection
 	upload *upload     // nil if the request has no body
+	sent   bool        // completely: HeaderTimeout has started
 }
 
 // end returns the connection to the idle ones, or closes it if it cannot be
@@ -78,17 +79,21 @@ func (x *exchange) readHead(read *int) (*http.Response, error) {
 }
 
 // await waits for the first byte of a response. HeaderTimeout starts when the
-// whole request has been sent.
+// whole request has been sent. An interim response does not start it again.
 func (x *exchange) await() error {
 	for {
 		uploading := x.upload != nil && !x.upload.finished()
-		x.client.limitReads(x.conn, time.Now())
+		if !x.sent {
+			x.client.limitReads(x.conn, time.Now())
+		}
+		x.sent = !uploading
 		_, err := x.conn.r.Peek(1)
 		switch {
 		case err == errUnsent:
 			if err = x.conn.writeUnsent(); err != nil {
 				return err
 			}
+			x.sent = false
 		case err == nil || !uploading || !errors.Is(err, os.ErrDeadlineExceeded):
 			return err
 		}
