@@ -270,6 +270,10 @@ func (d *dev) find(ctx context.Context, finder *devserver.Finder, stderr io.Writ
 		if secure := finder.HTTPS(); secure != "" {
 			hint = "It listens at " + secure + ": turn https off. Browsers treat http://localhost as secure."
 		}
+		if taken := finder.Excluded(); taken != "" {
+			hint = "It printed " + taken + ", but an API (--api or routes) or another program has that port: " +
+				"use another port for one of them."
+		}
 		fmt.Fprintf(stderr, "No development server found after %v. %s\n%s\nStill looking.\n", patience, why, hint)
 	})
 }

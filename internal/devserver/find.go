@@ -58,6 +58,19 @@ func (f *Finder) HTTPS() string {
 	return f.https
 }
 
+// Excluded returns a URL that was printed and whose port is one of Exclude;
+// empty: none.
+func (f *Finder) Excluded() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, c := range f.printed {
+		if slices.Contains(f.Exclude, c.port) {
+			return c.url
+		}
+	}
+	return ""
+}
+
 const (
 	findInterval = 100 * time.Millisecond
 	// printGrace is how long the output counts alone: a command may start

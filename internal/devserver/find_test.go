@@ -67,6 +67,9 @@ func TestOutputWithoutUsableURL(t *testing.T) {
 	if got, want := f.HTTPS(), "https://localhost:"+number; got != want {
 		t.Errorf("HTTPS: got %q, want %q", got, want)
 	}
+	if got, want := f.Excluded(), "http://localhost:"+number; got != want {
+		t.Errorf("Excluded: got %q, want %q", got, want)
+	}
 	if got := len(f.printed); got > maxPrinted {
 		t.Errorf("candidates: got %d, want at most %d", got, maxPrinted)
 	}
