@@ -139,6 +139,19 @@ func requestHTTP2(t *testing.T, c net.Conn, fields ...string) (status int) {
 	}
 }
 
+// A request without a body arrives without one. Otherwise each GET would have a
+// body in HTTP/2, and a Content-Length in HTTP/1.1.
+func TestRequestWithoutABodyHasNoneAtTheUpstream(t *testing.T) {
+	eachProtocolPair(t, func(t *testing.T, w *protocolPair) {
+		w.handle(func(rw http.ResponseWriter, r *http.Request) {
+			fmt.Fprint(rw, r.ContentLength, r.Header["Content-Length"], r.TransferEncoding)
+		})
+		for method, want := range map[string]string{"GET": "0 [] []", "DELETE": "0 [] []"} {
+			wantBytes(t, method, w.do(t, w.request(t, method, "x", nil)).Body, want)
+		}
+	})
+}
+
 // CONNECT is refused. So is a WebSocket over HTTP/2 (RFC 8441), whose handshake
 // would need the same checks as one over HTTP/1.1.
 func TestCONNECTIsRefusedInHTTP2(t *testing.T) {

@@ -32,8 +32,10 @@ type requestBody struct {
 // maxReplayBody is how much of a body is kept for another attempt.
 const maxReplayBody = 64 << 10
 
+// newRequestBody returns nil if there is no body. In HTTP/2 only the length
+// shows that: net/http has the value for an empty body in HTTP/1.1 only.
 func newRequestBody(x *exchange) *requestBody {
-	if x.r.Body == nil || x.r.Body == http.NoBody {
+	if x.r.ContentLength == 0 || x.r.Body == nil || x.r.Body == http.NoBody {
 		return nil
 	}
 	x.conn.Load().EnableFullDuplex() // an upstream may respond before it has the whole body
