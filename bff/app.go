@@ -281,6 +281,9 @@ func (a *app) serve(w *response, r *http.Request) error {
 	if err := a.checkAuthority(w, r); err != nil {
 		return err
 	}
+	if err := checkLength(r); err != nil {
+		return err
+	}
 	if err := urlpath.CheckTarget(r.RequestURI); err != nil {
 		return problem.AmbiguousPath.WithCause(err)
 	}

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/cloakroom-bff/cloakroom/bff/problem"
@@ -36,6 +37,23 @@ func (a *app) checkAuthority(w *response, r *http.Request) error {
 	anyHost := r.URL.Path == a.endpoint(backchannelLogoutPath) || r.URL.Path == a.endpoint(clientKeysPath)
 	if !anyHost && !a.hostAllowed(r) {
 		return a.wrongHost(w, r)
+	}
+	return nil
+}
+
+// checkLength verifies that the Content-Length of a request in HTTP/2 is a
+// number, and that a body follows unless it is 0 (RFC 9113, section 8.1.1).
+// net/http takes the body for an empty one otherwise. In HTTP/1.1 the listener
+// verifies it.
+func checkLength(r *http.Request) error {
+	lengths := r.Header["Content-Length"]
+	if r.ProtoMajor < 2 || len(lengths) == 0 {
+		return nil
+	}
+	n, err := strconv.ParseUint(lengths[0], 10, 63)
+	if err != nil || len(lengths) > 1 || n > 0 && r.ContentLength == 0 {
+		cause := fmt.Errorf("header Content-Length is %.80q, not the length of the body", lengths)
+		return problem.BadBody.WithCause(cause)
 	}
 	return nil
 }

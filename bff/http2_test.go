@@ -139,6 +139,56 @@ func requestHTTP2(t *testing.T, c net.Conn, fields ...string) (status int) {
 	}
 }
 
+// A malformed request must not become a valid one at the upstream (RFC 9113,
+// section 8.1.1).
+func TestMalformedHTTP2RequestsAreNotForwarded(t *testing.T) {
+	f := newProtocolServer(t, nil)
+	host := strings.TrimPrefix(f.url, "http://")
+	cookie := f.browser.Cookies()[0]
+	for _, w := range f.pairs {
+		if w.browser != 2 {
+			continue
+		}
+		w.handle(func(rw http.ResponseWriter, r *http.Request) { io.Copy(rw, r.Body) })
+		for name, test := range map[string]struct {
+			target string
+			length []string
+			status int
+		}{
+			"no body":                 {"x", nil, 200},
+			"a length of 0":           {"x", []string{"content-length", "0"}, 200},
+			"a length without a body": {"x", []string{"content-length", "5"}, 400},
+			"a sign":                  {"x", []string{"content-length", "+0"}, 400},
+			"letters":                 {"x", []string{"content-length", "abc"}, 400},
+			"an empty length":         {"x", []string{"content-length", ""}, 400},
+			"a length too large":      {"x", []string{"content-length", "99999999999999999999"}, 400},
+			"two lengths":             {"x", []string{"content-length", "0", "content-length", "0"}, 400},
+			"a space in the path":     {"x HTTP/1.1", nil, 400},
+			"a space in the query":    {"x?y HTTP/1.1", nil, 400},
+		} {
+			cfg := f.trust.Clone()
+			cfg.NextProtos = []string{"h2"}
+			c, err := tls.Dial("tcp", f.tls, cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			before := w.calls.Load()
+			fields := []string{
+				":method", "POST", ":scheme", "https", ":authority", host, ":path", w.path + test.target,
+			}
+			fields = append(fields, test.length...)
+			fields = append(fields, "cookie", cookie.Name+"="+cookie.Value, "sec-fetch-site", "same-origin")
+			if got := requestHTTP2(t, c, fields...); got != test.status {
+				t.Errorf("%s: %s: got status %d, want %d", w.name, name, got, test.status)
+			}
+			if called := w.calls.Load() > before; called != (test.status == 200) {
+				t.Errorf("%s: %s: got a call of the upstream %v, want %v", w.name, name, called, !called)
+			}
+		}
+	}
+}
+
 // A request without a body arrives without one. Otherwise each GET would have a
 // body in HTTP/2, and a Content-Length in HTTP/1.1.
 func TestRequestWithoutABodyHasNoneAtTheUpstream(t *testing.T) {
