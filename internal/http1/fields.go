@@ -1,9 +1,9 @@
 package http1
 
 import (
+	"bytes"
 	"fmt"
 	"net/http"
-	"strings"
 )
 
 // Fields are the header fields of a request, in the form in which HTTP/1.1
@@ -66,9 +66,9 @@ func (f *Fields) Header() (http.Header, error) {
 // expectsContinue reports whether the server is asked for its consent before
 // the body is sent (RFC 9110, section 10.1.1).
 func (f *Fields) expectsContinue() bool {
-	for line := range strings.Lines(string(f.text)) {
-		name, value, _ := strings.Cut(line, ":")
-		if strings.EqualFold(name, "Expect") && strings.EqualFold(strings.TrimSpace(value), "100-continue") {
+	for line := range bytes.Lines(f.text) {
+		name, value, _ := bytes.Cut(line, []byte(":"))
+		if equalFold(name, "expect") && equalFold(bytes.TrimSpace(value), "100-continue") {
 			return true
 		}
 	}
