@@ -40,7 +40,7 @@ found by the http://localhost:PORT that COMMAND prints, or at the default port
 of Vite, Angular, Next or webpack. --app names it otherwise. Hot reload works.
 
 The users are those of --users, or of dev-users.yaml if that file exists,
-otherwise alice and bob. A change of the file takes effect at once:
+otherwise alice and bob. A change of the file takes effect within seconds:
 
   users:
     - sub: alice
@@ -321,11 +321,12 @@ func (d *dev) serve(
 	}
 	defer b.close()
 	behind := map[net.Listener]http.Handler{idp: provider}
-	return serveDev(ctx, b, public, behind, log, func() error { return d.greet(stdout, app) })
+	return serveDev(ctx, b, public, behind, log, func() error { return d.greet(stdout, app, issuer) })
 }
 
-// greet prints the URL to open.
-func (d *dev) greet(stdout io.Writer, app string) error {
+// greet prints the URL to open. It prints the issuer if that is not the usual
+// one, because APIs that verify tokens have to be configured with it.
+func (d *dev) greet(stdout io.Writer, app, issuer string) error {
 	server := "the development server"
 	if u, err := url.Parse(d.cfg.Frontend.URL); err == nil && u.Port() != "" {
 		server += " on port " + u.Port()
@@ -333,6 +334,9 @@ func (d *dev) greet(stdout io.Writer, app string) error {
 	hint := ""
 	if len(d.cfg.Routes) == 0 {
 		hint = " Add APIs with --api /PATH=URL."
+	}
+	if usual := fmt.Sprintf("http://127.0.0.1:%d", d.port+1); issuer != usual {
+		hint += fmt.Sprintf("\nPort %d or %d is in use. The issuer of tokens is %s.", d.port, d.port+1, issuer)
 	}
 	_, err := fmt.Fprintf(stdout, "\nOpen %s and sign in as %s. No password is needed.\n"+
 		"It shows %s.%s\nAn app without a sign-in of its own: open %s/login first.\n"+

@@ -312,6 +312,29 @@ func TestDevWithTakenPorts(t *testing.T) {
 	}
 }
 
+// An API that verifies tokens has to be configured with another issuer if the
+// provider has another port.
+func TestDevPrintsAnUnusualIssuer(t *testing.T) {
+	t.Parallel()
+	own := testenv.FreePair(t)
+	n, _ := strconv.Atoi(own)
+	taken, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(n+1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	p := start(t, nil, append([]string{"dev", "--port", own, "--"}, testApp(t, testenv.FreePort(t), "")...)...)
+	issuer := p.waitFor(p.stdout, `is in use. The issuer of tokens is (http://127\.0\.0\.1:\d+)\.`)
+	resp, err := http.Get(issuer + "/.well-known/openid-configuration")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != 200 {
+		t.Errorf("metadata of %s: got %d, want 200", issuer, resp.StatusCode)
+	}
+}
+
 // The keys of the configuration that count are taken from a file, in which
 // others have mistakes.
 func TestDevTakesRoutesFromAConfiguration(t *testing.T) {
