@@ -21,9 +21,9 @@ func checkCommand(getenv func(string) string) *cobra.Command {
 asks the provider, the store, the upstreams, the other replicas and the public
 URL, and prints what it finds with a fix for each. It takes at most 15 seconds.
 
-It changes nothing: no session is written or ended. The provider
-logs an authorization request, or a token request with a made-up code. The store
-has keys for a moment, which are deleted.
+It changes nothing: no session is written or ended. The provider logs an
+authorization request, or a token request with a made-up code. The store has
+keys for a moment, which are deleted.
 
 The exit status is 1 if there are errors, otherwise 0, also with warnings.`,
 		RunE: func(c *cobra.Command, _ []string) error {

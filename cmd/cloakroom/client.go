@@ -39,7 +39,7 @@ given.`,
 		Example: "  cloakroom client --react src/cloakroom",
 		Args: func(c *cobra.Command, args []string) error {
 			if len(args) != 1 || args[0] == "" {
-				return usageError{fmt.Errorf("one directory is required, got %q; see %s --help", args, c.CommandPath())}
+				return usageError{fmt.Errorf("%s takes one directory; see %[1]s --help", c.CommandPath())}
 			}
 			return nil
 		},

@@ -274,7 +274,7 @@ func nextSteps(project *scaffold.Project, answers scaffold.Answers) string {
 		steps = append(steps, "  Put its secret into "+secret+", with mode 600.")
 	}
 	if secret == scaffold.ClientSecretFile {
-		steps = append(steps, "      Development servers serve files with other names.")
+		steps = append(steps, "      Keep the name: a development server may serve files with other names.")
 	}
 	steps = append(steps,
 		"  cloakroom check --config cloakroom.yaml",

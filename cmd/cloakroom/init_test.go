@@ -242,10 +242,10 @@ func TestInitWritesNoSecretThatNothingReads(t *testing.T) {
 		want            string // in the output
 	}{
 		"its own names": {"keys_file: secrets/.env.session-keys", "client_secret_file: secrets/.env.client-secret",
-			true, "secret into secrets/.env.client-secret, with mode 600.\n      Development"},
+			true, "secret into secrets/.env.client-secret, with mode 600.\n      Keep the name"},
 		"the whole path": {"keys_file: DIR/secrets/.env.session-keys",
 			"client_secret_file: DIR/secrets/.env.client-secret",
-			true, "secret into secrets/.env.client-secret, with mode 600.\n      Development"},
+			true, "secret into secrets/.env.client-secret, with mode 600.\n      Keep the name"},
 		"other names": {"keys_file: /run/secrets/keys", "client_secret_file: ./other", false,
 			"secret into other, with mode 600.\n  cloakroom check"},
 		"values": {"keys: [PoUdRGFwrjUbcMvWN/zcVAJJSDNk7LLE6r5KGmYXRxs=]", "client_secret: a secret", false,

@@ -161,6 +161,9 @@ func flagError(err error) error {
 }
 
 func noArguments(c *cobra.Command, args []string) error {
+	if len(args) > 0 && c.HasSubCommands() {
+		return usageError{fmt.Errorf("unknown command %q; see %s --help", args[0], c.CommandPath())}
+	}
 	if len(args) > 0 {
 		return usageError{fmt.Errorf("%s takes no arguments, got %q; see %[1]s --help", c.CommandPath(), args[0])}
 	}

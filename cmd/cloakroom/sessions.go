@@ -139,9 +139,10 @@ func revokeSessionsCommand(getenv func(string) string) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "revoke",
 		Short: "End sessions on all replicas, and revoke their tokens",
-		Long: `End a session, or all sessions of a user, on all replicas. Tokens are revoked at
-the provider as soon as the browser sends its cookie, because they cannot be
-read without it. With --id, the exit status is 1 if there is no such session.`,
+		Long: `End a session, or all sessions of a user, on all replicas. Tokens can be read
+only with the cookie of the browser. They are revoked at the provider at once if
+a replica has the session in its cache, otherwise when the browser sends the
+cookie again. With --id, the exit status is 1 if there is no such session.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			revoked, err := a.revokeSessions(c.Context(), which)
 			if err != nil {

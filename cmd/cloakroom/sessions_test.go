@@ -141,7 +141,7 @@ func TestSessionsCommandsRefuseMistakes(t *testing.T) {
 		{"list --sub", 2, "--sub"},
 		{"list --user alice", 2, "unknown flag"},
 		{"list alice --sub alice", 2, "takes no arguments"},
-		{"nonsense", 2, "nonsense"},
+		{"nonsense", 2, `unknown command "nonsense"; see cloakroom sessions --help`},
 		{"revoke", 2, "--sub"},
 		{"revoke --sub alice --sid x", 2, "only one"},
 		{"revoke --id ../replicas", 1, "no such session"},
