@@ -132,7 +132,8 @@ var Keys = []Key{
 	{"oidc.audience", "", "Value of the parameter `audience`, for providers that have it."},
 	{"oidc.authorization_parameters", "", "Further parameters of each authorization request."},
 	{"oidc.prompt_after_end", "login",
-		"What a sign-in asks the provider for after an idle timeout or a revocation: `login` (the password), " +
+		"What a sign-in asks the provider for after an idle timeout, a revocation or an end by " +
+			"`session.max_per_user`: `login` (the password), " +
 			"`select_account`, or `provider` (it decides)."},
 	{"oidc.pushed_requests", "auto", "Pushed authorization requests (RFC 9126): `auto`, `always` or `never`."},
 	{"oidc.sign_requests", "false", "Sign authorization requests (RFC 9101)."},
