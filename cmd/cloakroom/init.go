@@ -54,7 +54,7 @@ file names it.`,
 	}
 	c.Flags().StringVar(&i.dir, "dir", ".", "`DIR` of the project, with its package.json or index.html")
 	c.Flags().StringVar(&i.answers.Issuer, "issuer", "", "`URL` of the identity provider")
-	c.Flags().StringVar(&i.answers.ClientID, "client-id", "", "client `ID` there")
+	c.Flags().StringVar(&i.answers.ClientID, "client-id", "", "client `ID` at the identity provider")
 	c.Flags().StringVar(&i.answers.PublicURL, "public-url", "", "`URL` of the app in production")
 	c.Flags().StringArrayVar(&i.apis, "api", nil,
 		"`PATH=URL` of an API, such as /api=http://localhost:3000; repeatable")
@@ -265,7 +265,8 @@ func nextSteps(project *scaffold.Project, answers scaffold.Answers) string {
 	steps = append(steps,
 		"  Register a confidential client at "+answers.Issuer+", with",
 		"      redirect URI "+public+"/bff/callback",
-		"      post-logout redirect URI "+public+"/bff/logout/callback")
+		"      post-logout redirect URI "+public+"/bff/logout/callback",
+		"      back-channel logout URI, if it has one: "+public+"/bff/backchannel-logout")
 	secret := scaffold.ClientSecretFile
 	if answers.Named != nil {
 		secret = answers.Named["oidc.client_secret_file"]

@@ -35,7 +35,8 @@ func TestInitWritesAConfigurationThatIsValid(t *testing.T) {
 		t.Fatalf("got %v\n%s", err, &stderr)
 	}
 	for _, want := range []string{"wrote cloakroom.yaml", "cloakroom dev --config cloakroom.yaml -- npm run dev",
-		"redirect URI https://app.example.com/bff/callback"} {
+		"redirect URI https://app.example.com/bff/callback",
+		"back-channel logout URI, if it has one: https://app.example.com/bff/backchannel-logout\n"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("the output lacks %q:\n%s", want, &out)
 		}
