@@ -65,9 +65,11 @@ func (t *http2Transport) pool() *http2Pool {
 		Protocols:             new(http.Protocols),
 		HTTP2:                 &http.HTTP2Config{WriteByteTimeout: 30 * time.Second},
 		ResponseHeaderTimeout: t.headerTimeout,
-		IdleConnTimeout:       time.Minute,
-		ExpectContinueTimeout: time.Second,
-		DisableCompression:    true, // what the upstream sends is what the browser gets
+		// As in HTTP/1.1.
+		MaxResponseHeaderBytes: http1.MaxResponseHead,
+		IdleConnTimeout:        time.Minute,
+		ExpectContinueTimeout:  time.Second,
+		DisableCompression:     true, // what the upstream sends is what the browser gets
 	}}
 	next.Protocols.SetUnencryptedHTTP2(true)
 	if !t.current.CompareAndSwap(old, next) {

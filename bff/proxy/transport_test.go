@@ -3,11 +3,15 @@ package proxy
 import (
 	"bytes"
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -16,6 +20,7 @@ import (
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 
+	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/internal/http1"
 )
 
@@ -176,6 +181,32 @@ func TestAPINGGoesBetweenTwoFrames(t *testing.T) {
 	} {
 		if f.add([]byte(step.write)); f.between() != step.between {
 			t.Errorf("after step %d it is between two frames: %v", i, f.between())
+		}
+	}
+}
+
+// A response whose header is too large is refused, as in HTTP/1.1.
+func TestTheHeaderOfAnHTTP2ResponseIsLimited(t *testing.T) {
+	t.Parallel()
+	upstream := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		size, _ := strconv.Atoi(r.URL.Query().Get("size"))
+		w.Header().Set("X-Large", strings.Repeat("a", size))
+	}))
+	upstream.Config.Protocols = new(http.Protocols)
+	upstream.Config.Protocols.SetUnencryptedHTTP2(true)
+	upstream.Start()
+	t.Cleanup(upstream.Close)
+	p, err := New(Upstream{URLs: []string{"h2c://" + upstream.Listener.Addr().String()}, Path: "/"}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Close)
+	for size, refused := range map[int]bool{200 << 10: false, 300 << 10: true} {
+		r := httptest.NewRequest("GET", fmt.Sprintf("http://app.example/?size=%d", size), nil)
+		err := p.Forward(httptest.NewRecorder(), r, Options{})
+		var failed *problem.Problem
+		if errors.As(err, &failed) != refused || refused && failed.Code != problem.UpstreamFailed.Code {
+			t.Errorf("%d bytes: got %v, refused %v", size, err, refused)
 		}
 	}
 }

@@ -38,6 +38,7 @@ func (x *exchange) tunnel(ctx context.Context) error {
 		return problem.UpgradeRefused.WithCause(err)
 	}
 	defer client.Close()
+	x.freeFields()
 	x.clientLeft() // to net/http a client that has only stopped sending has left
 	closeBoth := func() {
 		client.Close()

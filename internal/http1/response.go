@@ -12,8 +12,8 @@ import (
 	"strings"
 )
 
-// maxHead is the maximum size of a response head.
-const maxHead = 256 << 10
+// MaxResponseHead is the maximum size of a response head, in bytes.
+const MaxResponseHead = 256 << 10
 
 var errHead = errors.New("the head of the response is too long")
 
@@ -25,7 +25,7 @@ func readHead(r *bufio.Reader, read *int) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	if *read += len(text); *read > maxHead {
+	if *read += len(text); *read > MaxResponseHead {
 		return nil, errHead
 	}
 	status, text, _ := strings.Cut(text, "\n")
@@ -62,7 +62,7 @@ func readLines(r *bufio.Reader) (string, error) {
 		part, err := r.ReadSlice('\n')
 		all = append(all, part...)
 		switch {
-		case len(all) > maxHead:
+		case len(all) > MaxResponseHead:
 			return "", errHead
 		case err == bufio.ErrBufferFull:
 		case err == io.EOF:
