@@ -250,8 +250,8 @@ func TestInitWritesNoSecretThatNothingReads(t *testing.T) {
 		"other names": {"keys_file: /run/secrets/keys", "client_secret_file: ./other", false,
 			"secret into other, with mode 600.\n  cloakroom check"},
 		"values": {"keys: [PoUdRGFwrjUbcMvWN/zcVAJJSDNk7LLE6r5KGmYXRxs=]", "client_secret: a secret", false,
-			"/bff/logout/callback\n  cloakroom check"},
-		"nothing": {"", "", false, "/bff/logout/callback\n  cloakroom check"},
+			"/bff/backchannel-logout\n  cloakroom check"},
+		"nothing": {"", "", false, "/bff/backchannel-logout\n  cloakroom check"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
