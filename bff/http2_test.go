@@ -3,7 +3,6 @@ package bff_test
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -166,13 +165,7 @@ func TestMalformedHTTP2RequestsAreNotForwarded(t *testing.T) {
 			"a space in the path":     {"x HTTP/1.1", nil, 400},
 			"a space in the query":    {"x?y HTTP/1.1", nil, 400},
 		} {
-			cfg := f.trust.Clone()
-			cfg.NextProtos = []string{"h2"}
-			c, err := tls.Dial("tcp", f.tls, cfg)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer c.Close()
+			c := f.dialHTTP2(t)
 			before := w.calls.Load()
 			fields := []string{
 				":method", "POST", ":scheme", "https", ":authority", host, ":path", w.path + test.target,
@@ -225,13 +218,7 @@ func TestCONNECTIsRefusedInHTTP2(t *testing.T) {
 		}, true},
 	} {
 		before := w.calls.Load()
-		cfg := f.trust.Clone()
-		cfg.NextProtos = []string{"h2"}
-		c, err := tls.Dial("tcp", f.tls, cfg)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
+		c := f.dialHTTP2(t)
 		if got := requestHTTP2(t, c, append(test.fields, common...)...); (got != 200) != test.refused {
 			t.Errorf("%s: got status %d, want refused %v", test.name, got, test.refused)
 		}

@@ -61,6 +61,19 @@ type protocolServer struct {
 	conns      atomic.Int32 // over TLS
 }
 
+// dialHTTP2 opens a connection that speaks HTTP/2, until the end of the test.
+func (f *protocolServer) dialHTTP2(t *testing.T) net.Conn {
+	t.Helper()
+	cfg := f.trust.Clone()
+	cfg.NextProtos = []string{"h2"}
+	c, err := tls.Dial("tcp", f.tls, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
 // protocolPair is a route with its upstream, and a client.
 type protocolPair struct {
 	*protocolServer
