@@ -11,6 +11,7 @@ const windowEnd = "#cloakroom-signed-in";
 
 /** An error response of the broker (RFC 9457). Branch on `code`. */
 export class ProblemError extends Error {
+  /** @override */
   name = "ProblemError";
 
   /**

@@ -6,8 +6,9 @@ export function mockClient({ user, state: initial, fetch: respond = () => new Re
   /**
    * @typedef {import("./client.d.ts").Session<any>} Session
    * @typedef {import("./client.d.ts").State} State
+   * @typedef {import("./client.d.ts").EventName | "state"} Event
    */
-  /** @type {Record<string, Set<(value: any) => void>>} */
+  /** @type {Record<Event, Set<(value: any) => void>>} */
   const listeners = { "signed-in": new Set(), "signed-out": new Set(), change: new Set(), state: new Set() };
   /** @type {(user: any) => Session} */
   const sessionOf = (user) => {
@@ -28,7 +29,7 @@ export function mockClient({ user, state: initial, fetch: respond = () => new Re
   function set(next, nextState) {
     const before = current;
     [current, state] = [next, nextState];
-    const emit = (/** @type {string} */ event, /** @type {unknown} */ value) => [...listeners[event]].forEach((listener) => listener(value));
+    const emit = (/** @type {Event} */ event, /** @type {unknown} */ value) => [...listeners[event]].forEach((listener) => listener(value));
     emit("state", state);
     if (before === next) return;
     if (next.authenticated && !before.authenticated) emit("signed-in", next);

@@ -74,16 +74,16 @@ async function findings(files, prefix) {
     if (!/\.(html|css|m?js)$/.test(file)) continue;
     const text = await readFile(file, "utf8");
     if (file.endsWith(".html")) {
-      for (const [, tag, url] of text.matchAll(/<(script|link|img)\b[^>]*?\s(?:src|href)=["']?(https?:\/\/[^"'\s>]+)/gi)) {
+      for (const [, tag = "", url = ""] of text.matchAll(/<(script|link|img)\b[^>]*?\s(?:src|href)=["']?(https?:\/\/[^"'\s>]+)/gi)) {
         addOrigin({ script: "script-src", link: "style-src", img: "img-src" }[tag.toLowerCase()] ?? "default-src", url);
       }
     } else if (file.endsWith(".css")) {
-      for (const [, url] of text.matchAll(/url\(["']?(https?:\/\/[^"')]+)/g)) {
+      for (const [, url = ""] of text.matchAll(/url\(["']?(https?:\/\/[^"')]+)/g)) {
         addOrigin(/\.(woff2?|ttf|otf)\b/.test(url) ? "font-src" : "img-src", url);
       }
     } else {
       if (/\bWebAssembly\.(instantiate|compile|Module)/.test(text)) add("script-src", "'wasm-unsafe-eval'");
-      for (const [, url] of text.matchAll(/\b(?:fetch|EventSource|WebSocket|sendBeacon)\(\s*["'`]((?:https?|wss?):\/\/[^"'`\s${}]+)/g)) addOrigin("connect-src", url);
+      for (const [, url = ""] of text.matchAll(/\b(?:fetch|EventSource|WebSocket|sendBeacon)\(\s*["'`]((?:https?|wss?):\/\/[^"'`\s${}]+)/g)) addOrigin("connect-src", url);
       const handWritten = /addEventListener\(["'`]fetch["'`]/.test(text) && /\brespondWith\b/.test(text);
       if (((handWritten && !text.includes(prefix)) || /\bNavigationRoute\b|createHandlerBoundToURL/.test(text)) && !text.includes(prefix.replaceAll("/", "\\/"))) {
         lines.push(
