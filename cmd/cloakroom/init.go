@@ -90,7 +90,7 @@ func (i *initializer) run(hasAPIs bool) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprint(i.out, nextSteps(project, i.answers))
+	_, err = fmt.Fprint(i.out, i.nextSteps(project))
 	return err
 }
 
@@ -251,9 +251,13 @@ func (i *initializer) check(key string) error {
 }
 
 // nextSteps returns what the team has to do.
-func nextSteps(project *scaffold.Project, answers scaffold.Answers) string {
+func (i *initializer) nextSteps(project *scaffold.Project) string {
+	answers := i.answers
 	public := strings.TrimSuffix(answers.PublicURL, "/")
 	steps := []string{"", "Next:"}
+	if dir := filepath.Clean(i.dir); dir != "." { // the names below are relative to it
+		steps[1] = "Next, in the folder " + dir + ":"
+	}
 	if project.MustMove {
 		steps = append(steps, "  Move index.html and all other files of the app to "+folder(project.OutDir),
 			"      (frontend.dir). Clients can download every file in it: never cloakroom.yaml or secrets/.")

@@ -34,7 +34,8 @@ func TestInitWritesAConfigurationThatIsValid(t *testing.T) {
 	if err := run(t.Context(), args, noEnv, strings.NewReader(""), &out, &stderr); err != nil {
 		t.Fatalf("got %v\n%s", err, &stderr)
 	}
-	for _, want := range []string{"wrote cloakroom.yaml", "cloakroom dev --config cloakroom.yaml -- npm run dev",
+	for _, want := range []string{"wrote cloakroom.yaml", "Next, in the folder " + dir + ":\n",
+		"cloakroom dev --config cloakroom.yaml -- npm run dev",
 		"redirect URI https://app.example.com/bff/callback",
 		"back-channel logout URI, if it has one: https://app.example.com/bff/backchannel-logout\n"} {
 		if !strings.Contains(out.String(), want) {

@@ -98,9 +98,11 @@ func Detect(dir string) (*Project, error) {
 	}
 	_, usesTypeScript := manifest.DevDependencies["typescript"]
 	_, shipsTypeScript := manifest.Dependencies["typescript"]
-	project.UsesTypeScript = usesTypeScript || shipsTypeScript
+	// In a monorepo, typescript is often a dependency of its root only.
+	project.UsesTypeScript = usesTypeScript || shipsTypeScript || exists(dir, "tsconfig.json")
 	project.DevScript = devScript(dir, manifest.Scripts)
-	project.HasClient = manifest.Dependencies["@cloakroom-bff/client"] != ""
+	const client = "@cloakroom-bff/client"
+	project.HasClient = manifest.Dependencies[client] != "" || manifest.DevDependencies[client] != ""
 	for _, library := range libraries {
 		if manifest.Dependencies[library.dependency] != "" || manifest.DevDependencies[library.dependency] != "" {
 			project.Library = library.part
@@ -130,8 +132,18 @@ func Detect(dir string) (*Project, error) {
 // a project that has none.
 var pageDirs = []string{"public", "www", "dist", "build", "out", "site", "_site", "htdocs", "html", "static", "src"}
 
+// partsOfProjects are files beside the sources of an app that is built with the
+// package.json of a folder above, as in Nx. Its pages are not plain.
+var partsOfProjects = []string{"project.json", "vite.config.ts", "vite.config.mts", "vite.config.js", "vite.config.mjs"}
+
 // findPages finds the pages of a project without package.json.
 func (p *Project) findPages(dir string) error {
+	for _, name := range partsOfProjects {
+		if exists(dir, name) {
+			return fmt.Errorf("%s has %s, but no package.json: run this in the folder above that has it, and then set "+
+				"frontend.dir to the output of this app's build", dir, name)
+		}
+	}
 	p.Framework, p.OutDir = Plain, pageDirs[0]
 	hasIndex := func(dir string) bool {
 		info, err := os.Stat(filepath.Join(dir, "index.html"))
@@ -159,21 +171,44 @@ func knownFrameworks() string {
 
 // devScript returns the command that starts the development server.
 func devScript(dir string, scripts map[string]string) string {
-	manager := "npm"
-	for _, sign := range []struct{ lock, manager string }{ // the first that fits counts
-		{"pnpm-lock.yaml", "pnpm"}, {"bun.lock", "bun"}, {"bun.lockb", "bun"}, {"yarn.lock", "yarn"},
-	} {
-		if _, err := os.Stat(filepath.Join(dir, sign.lock)); err == nil {
-			manager = sign.manager
-			break
-		}
-	}
 	for _, script := range []string{"dev", "start", "serve"} {
 		if scripts[script] != "" {
-			return manager + " run " + script
+			return packageManager(dir) + " run " + script
 		}
 	}
 	return ""
+}
+
+// locks has the lock files of package managers. In a folder that has several,
+// the first counts.
+var locks = []struct{ file, manager string }{
+	{"pnpm-lock.yaml", "pnpm"}, {"bun.lock", "bun"}, {"bun.lockb", "bun"}, {"yarn.lock", "yarn"},
+	{"package-lock.json", "npm"},
+}
+
+// packageManager returns the package manager of a project. In a monorepo, only
+// the root has a lock file.
+func packageManager(dir string) string {
+	dir, err := filepath.Abs(dir)
+	for err == nil {
+		for _, lock := range locks {
+			if exists(dir, lock.file) {
+				return lock.manager
+			}
+		}
+		above := filepath.Dir(dir)
+		if above == dir || exists(dir, ".git") { // what is above is another project
+			break
+		}
+		dir = above
+	}
+	return "npm"
+}
+
+// exists reports whether a directory has something of that name.
+func exists(dir, name string) bool {
+	_, err := os.Stat(filepath.Join(dir, name))
+	return err == nil
 }
 
 // angularOutDir returns where the Angular CLI writes the browser's files. The

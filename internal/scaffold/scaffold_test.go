@@ -115,6 +115,42 @@ func TestDetectKnowsTheFrameworks(t *testing.T) {
 	}
 }
 
+// The root of a monorepo has the lock file, and dependencies of all apps.
+func TestDetectLooksAtTheRootOfAMonorepo(t *testing.T) {
+	t.Parallel()
+	dir := write(t, map[string]string{
+		"yarn.lock": "", "repo/.git/HEAD": "", // of the repository of another project
+		"repo/mono/package.json":   `{"devDependencies": {"typescript": "6"}}`,
+		"repo/mono/pnpm-lock.yaml": "",
+		"repo/mono/apps/web/package.json": `{"scripts": {"dev": "vite"},
+			"devDependencies": {"vite": "8", "@cloakroom-bff/client": "1"}}`,
+		"repo/mono/apps/web/tsconfig.json": "{}",
+		"repo/other/package.json":          `{"scripts": {"dev": "vite"}, "devDependencies": {"vite": "8"}}`,
+	})
+	want := scaffold.Project{Framework: scaffold.Vite, OutDir: "dist", DevURL: "http://localhost:5173",
+		DevScript: "pnpm run dev", SourceDir: ".", HasClient: true, UsesTypeScript: true}
+	if got, err := scaffold.Detect(filepath.Join(dir, "repo/mono/apps/web")); err != nil || *got != want {
+		t.Errorf("got %+v, %v, want %+v", got, err, want)
+	}
+	got, err := scaffold.Detect(filepath.Join(dir, "repo/other"))
+	if err != nil || got.DevScript != "npm run dev" {
+		t.Errorf("without a lock file in its repository: got %+v, %v, want npm", got, err)
+	}
+}
+
+func TestPartOfAProjectIsNoPlainHTML(t *testing.T) {
+	t.Parallel()
+	for _, files := range []map[string]string{
+		{"vite.config.ts": "", "index.html": ""},
+		{"project.json": "{}", "src/index.html": ""},
+	} {
+		got, err := scaffold.Detect(write(t, files))
+		if err == nil || !strings.Contains(err.Error(), "but no package.json: run this in the folder above") {
+			t.Errorf("%v: got %+v, %v, want an error", files, got, err)
+		}
+	}
+}
+
 func TestDetectSaysWhatIsWrong(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
