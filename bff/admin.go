@@ -182,12 +182,7 @@ func (s *Server) RequireAdmin(h http.Handler) http.Handler {
 			return
 		}
 		a.emitAdminRefused(r, refusal)
-		switch refusal.status {
-		case http.StatusUnauthorized:
-			w.Header().Set("WWW-Authenticate", "Bearer")
-		case http.StatusTooManyRequests:
-			w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(refusal.wait.Seconds()))))
-		}
+		refusal.setHeader(w.Header())
 		http.Error(w, refusal.cause, refusal.status)
 	})
 }
@@ -198,6 +193,16 @@ type adminRefusal struct {
 	cause   string
 	noToken bool          // the request has no bearer token, and needs one
 	wait    time.Duration // of status 429
+}
+
+// setHeader sets what a response with the status has to have.
+func (r *adminRefusal) setHeader(h http.Header) {
+	switch r.status {
+	case http.StatusUnauthorized:
+		h.Set("WWW-Authenticate", "Bearer")
+	case http.StatusTooManyRequests:
+		h.Set("Retry-After", strconv.Itoa(int(math.Ceil(r.wait.Seconds()))))
+	}
 }
 
 const fromOtherOrigin = "the request comes from a page of another origin"

@@ -76,11 +76,13 @@ func (a *app) admitToPage(w http.ResponseWriter, r *http.Request) (allowed bool,
 		return true, nil
 	case !refusal.noToken:
 		a.emitAdminRefused(r, refusal)
+		refusal.setHeader(w.Header())
 		return false, adminpage.WriteProblem(w, refusal.status, refusal.cause)
 	case !a.hasPageCookie(r):
 		if r.Method != http.MethodGet && r.Method != http.MethodHead {
 			a.emitAdminRefused(r, refusal)
 		}
+		refusal.setHeader(w.Header())
 		return false, adminpage.WriteSignIn(w, "")
 	case crossOrigin.Check(r) != nil:
 		refusal = &adminRefusal{status: http.StatusForbidden, cause: fromOtherOrigin}
@@ -100,6 +102,7 @@ func (a *app) signInToPage(w http.ResponseWriter, r *http.Request) error {
 	r.Body = http.MaxBytesReader(w, r.Body, maxAdminBody)
 	if refusal := a.checkAdminToken(r, strings.TrimSpace(r.PostFormValue("token"))); refusal != nil {
 		a.emitAdminRefused(r, refusal)
+		refusal.setHeader(w.Header())
 		if refusal.status != http.StatusUnauthorized {
 			return adminpage.WriteProblem(w, refusal.status, refusal.cause)
 		}

@@ -376,11 +376,11 @@ func testGuesses(t *testing.T, a *app, token string, want int) {
 	t.Helper()
 	c := a.openAdminPage()
 	guess := func(i int) int {
+		method, path, form, authorization := "POST", "/admin/page/sign-in", url.Values{"token": {"wrong"}}, ""
 		if i%2 == 0 {
-			resp, _ := c.send("POST", "/admin/page/sign-in", url.Values{"token": {"wrong"}})
-			return resp.StatusCode
+			method, path, form, authorization = "GET", "/admin/sessions?sub=alice", nil, "Bearer wrong"
 		}
-		resp, _ := c.send("GET", "/admin/sessions?sub=alice", nil, "Authorization", "Bearer wrong")
+		resp, _ := c.send(method, path, form, "Authorization", authorization)
 		if after, _ := strconv.Atoi(resp.Header.Get("Retry-After")); resp.StatusCode == 429 && after < 1 {
 			t.Errorf("Retry-After: got %q, want at least 1", resp.Header.Get("Retry-After"))
 		}

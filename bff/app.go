@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -382,19 +383,20 @@ func (a *app) serveEndpoint(w *response, r *http.Request) error {
 		return problem.NotFound
 	}
 	w.route = path
+	var allowed []string
 	for _, e := range methods {
 		if e.method != r.Method && !(e.method == http.MethodGet && r.Method == http.MethodHead) {
-			h.Add("Allow", e.method)
+			allowed = append(allowed, e.method)
 			if e.method == http.MethodGet {
-				h.Add("Allow", http.MethodHead)
+				allowed = append(allowed, http.MethodHead)
 			}
 			continue
 		}
-		h.Del("Allow")
 		if err := e.guard(a, r); err != nil {
 			return err
 		}
 		return e.serve(a, w, r)
 	}
+	h.Set("Allow", strings.Join(allowed, ", "))
 	return problem.MethodNotAllowed
 }

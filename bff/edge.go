@@ -21,6 +21,9 @@ import (
 // 9110, section 9.1), but an upstream may take trace for TRACE.
 func (a *app) checkAuthority(w *response, r *http.Request) error {
 	if strings.EqualFold(r.Method, http.MethodTrace) || strings.EqualFold(r.Method, http.MethodConnect) {
+		// A 405 has to have the header (RFC 9110, section 15.5.6). What
+		// follows may accept fewer.
+		w.Header().Set("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
 		return problem.MethodNotAllowed
 	}
 	if r.ProtoMajor == 1 {

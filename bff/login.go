@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/cloakroom-bff/cloakroom/bff/oidc"
 	"github.com/cloakroom-bff/cloakroom/bff/problem"
@@ -110,9 +111,6 @@ func (a *app) startLogin(w *response, r *http.Request, at *attempt, extra url.Va
 
 // callback completes an attempt with the authorization response in the query.
 func (a *app) callback(w *response, r *http.Request) error {
-	if a.provider.Config().ResponseMode != "query" {
-		return problem.MethodNotAllowed
-	}
 	w.page, w.login = loginPage, true
 	return a.handleAuthResponse(w, r, r.URL.RawQuery)
 }
@@ -122,9 +120,6 @@ func (a *app) callback(w *response, r *http.Request) error {
 // the attempt too. So the first response is a page that posts the same again
 // from here.
 func (a *app) callbackForm(w *response, r *http.Request) error {
-	if a.provider.Config().ResponseMode != "form_post" {
-		return problem.MethodNotAllowed
-	}
 	w.page, w.login = loginPage, true
 	r.Body = http.MaxBytesReader(w, r.Body, 64<<10)
 	if !isForm(r) {
@@ -362,10 +357,19 @@ func (a *app) finish(w *response, at *attempt, authenticated bool) {
 	seeOther(w, a.path(a.returnTo(at.ReturnTo, at.OwnPage))) // the routes may have changed since
 }
 
-// seeOther redirects to a path of this origin without changing it.
-// http.Redirect would clean it.
+// seeOther redirects to a path of this origin. Unlike http.Redirect it does not
+// clean the path. It only encodes what a URL cannot have: all but ASCII (RFC
+// 3986, section 2).
 func seeOther(w http.ResponseWriter, path string) {
-	w.Header().Set("Location", path)
+	var location strings.Builder
+	for _, octet := range []byte(path) {
+		if octet < utf8.RuneSelf {
+			location.WriteByte(octet)
+		} else {
+			fmt.Fprintf(&location, "%%%02X", octet)
+		}
+	}
+	w.Header().Set("Location", location.String())
 	w.WriteHeader(http.StatusSeeOther)
 }
 

@@ -135,7 +135,11 @@ func (a *app) addSessions(cfg Config, publicURL *url.URL) error {
 // browser client, and may be nil.
 func (a *app) addEndpoints(client http.Handler) {
 	a.table = make(map[string][]endpoint)
+	formPost := a.provider.Config().ResponseMode == "form_post"
 	for _, e := range endpoints {
+		if e.path == "/callback" && (e.method == http.MethodPost) != formPost {
+			continue // Form Post Response Mode: a response in the query is not one
+		}
 		a.table[a.prefix+e.path] = append(a.table[a.prefix+e.path], e)
 	}
 	if client == nil {

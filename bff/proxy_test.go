@@ -230,7 +230,9 @@ func TestTRACEAndCONNECTAreRefused(t *testing.T) {
 	b := a.signedIn()
 	for _, path := range []string{"/api/x", "/", "/bff/session"} {
 		for _, method := range []string{"TRACE", "trace", "Connect"} {
-			wantProblem(t, b.Fetch(method, path), 405, "method_not_allowed")
+			resp := b.Fetch(method, path)
+			wantProblem(t, resp, 405, "method_not_allowed")
+			wantAllow(t, resp, "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
 		}
 	}
 }

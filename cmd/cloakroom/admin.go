@@ -23,6 +23,14 @@ func (b *broker) adminHandler() http.Handler {
 	mux.Handle("/admin/page/", page)
 	mux.Handle("GET /admin", http.RedirectHandler("/admin/", http.StatusMovedPermanently))
 	mux.Handle("GET /admin/replicas", b.server.RequireAdmin(http.HandlerFunc(b.serveReplicas)))
+	for path, methods := range map[string]string{ // those of "/" would be 404
+		"/admin/reload": "POST", "/metrics": "GET, HEAD", "/admin/{$}": "GET, HEAD", "/admin/replicas": "GET, HEAD",
+	} {
+		mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Allow", methods)
+			http.Error(w, http.StatusText(http.StatusMethodNotAllowed), http.StatusMethodNotAllowed)
+		})
+	}
 	return mux
 }
 

@@ -155,6 +155,8 @@ func TestFewRespondWithoutTheTokenOffLoopback(t *testing.T) {
 		"GET /admin/": 401, "POST /admin/page/revoke": 401, "POST /admin/page/sign-out": 401, "GET /metrics": 401,
 		"GET /admin/sessions?sub=a": 401, "DELETE /admin/sessions/a": 401, "POST /admin/revoke": 401,
 		"GET /admin/why?any=a": 401, "GET /admin/replicas": 401, "POST /admin/reload": 401,
+		"GET /admin/reload": 405, "POST /metrics": 405, "POST /admin/": 405, "DELETE /admin/replicas": 405,
+		"GET /admin/revoke": 405, "POST /healthz": 405, "GET /admin/unknown": 404,
 	} {
 		method, path, _ := strings.Cut(request, " ")
 		req, err := http.NewRequest(method, "http://"+admin+path, nil)
@@ -168,6 +170,12 @@ func TestFewRespondWithoutTheTokenOffLoopback(t *testing.T) {
 		resp.Body.Close()
 		if resp.StatusCode != want {
 			t.Errorf("%s: got %d, want %d", request, resp.StatusCode, want)
+		}
+		// RFC 9110, sections 15.5.2 and 15.5.6
+		for status, header := range map[int]string{401: "WWW-Authenticate", 405: "Allow"} {
+			if got := resp.Header.Get(header); resp.StatusCode == status && got == "" {
+				t.Errorf("%s: %d without %s", request, status, header)
+			}
 		}
 	}
 }
