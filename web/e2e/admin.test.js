@@ -188,7 +188,7 @@ describe("page for administrators", { timeout: 600_000 }, () => {
       await page.evaluate(axe); // the CSP of the page does not allow it as a script element
       for (const colorScheme of /** @type {const} */ (["light", "dark"])) {
         await page.emulateMedia({ colorScheme });
-        for (const width of [1280, 390]) {
+        for (const width of [1280, 320]) {
           await page.setViewportSize({ width, height: 900 });
           const shot = `admin-${state}-${colorScheme}-${width}`;
           await saveScreenshot(page, shot, { fullPage: true });
