@@ -58,9 +58,9 @@ func offers(files fs.FS, name string, info fs.FileInfo, w weights) []offer {
 		sibling, err := fs.Stat(files, name+e.suffix)
 		switch {
 		case err == nil && sibling.Mode().IsRegular() && sibling.Size() > 0 && // no coding of anything is empty
-			info.ModTime().Sub(sibling.ModTime()) <= sameBuild:
+			info.ModTime().Sub(sibling.ModTime()) <= sameBuild && isSettled(sibling):
 			all = append(all, offer{e.coding, name + e.suffix})
-		case compressible: // without a sibling, or with one left over from an earlier deploy
+		case compressible: // without a sibling, with a part of one, or with one left over from an earlier deploy
 			all = append(all, offer{coding: e.coding})
 		}
 		if compressible && !small {

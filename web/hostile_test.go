@@ -226,6 +226,7 @@ func TestGiantFilesAreNotReadIntoMemory(t *testing.T) {
 	h := newHandler(t, web.Config{Dir: dir})
 	for _, name := range []string{"film.mp4", "giant.js", "giant.html", "archive.zip", "sw.js.br"} {
 		sparse(t, filepath.Join(dir, name), size)
+		age(t, filepath.Join(dir, name))
 		target := "/" + strings.TrimSuffix(name, ".br")
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)

@@ -42,7 +42,7 @@ func (h *Handler) serveNotModified(w http.ResponseWriter, r *http.Request) bool 
 		return false
 	}
 	header := w.Header()
-	header.Set("Cache-Control", cacheControl(name))
+	header.Set("Cache-Control", cacheControl(name, info))
 	header.Set(h.policyName, d.policy)
 	header.Set("ETag", etag)
 	if len(all) > 0 {

@@ -80,6 +80,7 @@ func TestNotModifiedWithoutOpeningTheFile(t *testing.T) {
 	// A new sibling, a file that is gone, and a link that leads out.
 	etag = get(t, h, "/app.js", "Accept-Encoding", "br").Header().Get("ETag")
 	write("app.js.br", "new sibling")
+	age(t, filepath.Join(dir, "app.js.br"))
 	if w := get(t, h, "/app.js", "Accept-Encoding", "br", "If-None-Match", etag); w.Body.String() != "new sibling" {
 		t.Errorf("new sibling: got %d, want 200 and the sibling", w.Code)
 	}

@@ -355,7 +355,7 @@ func (h *Handler) serveFile(w http.ResponseWriter, r *http.Request, files fs.FS,
 		w.WriteHeader(http.StatusPermanentRedirect)
 		return nil
 	}
-	header.Set("Cache-Control", cacheControl(name))
+	header.Set("Cache-Control", cacheControl(name, info))
 	c, closeContent := h.negotiate(w, r, files, name, info, identity)
 	defer closeContent()
 	if c.etag != "" {
@@ -384,9 +384,10 @@ func releaseFiles(files fs.FS, f fs.File, c content) {
 	}
 }
 
-// cacheControl returns the Cache-Control of a file.
-func cacheControl(name string) string {
-	if hasContentHash(name) { // the name changes with the content (RFC 8246)
+// cacheControl returns the Cache-Control of a file. Browsers do not keep one
+// for a year of which a deploy may have written only a part.
+func cacheControl(name string, info fs.FileInfo) string {
+	if hasContentHash(name) && isSettled(info) { // the name changes with the content (RFC 8246)
 		return "public, max-age=31536000, immutable"
 	}
 	return "no-cache"

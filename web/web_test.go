@@ -500,6 +500,47 @@ func write(t *testing.T, name string, content []byte) {
 	}
 }
 
+// age makes a file older than the time within which a deploy may still be
+// writing it.
+func age(t *testing.T, name string) {
+	t.Helper()
+	past := time.Now().Add(-time.Minute)
+	if err := os.Chtimes(name, past, past); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestBrowsersDoNotKeepAPartOfAFile(t *testing.T) {
+	dir := writeApp(t)
+	h := newHandler(t, web.Config{Dir: dir})
+	for _, name := range []string{"app.js", "assets/new-BkRj3xGh.js"} {
+		file := filepath.Join(dir, name)
+		wantPart := func(want, cache, coding string) {
+			t.Helper()
+			resp := do(h, "GET", "/"+name, "Accept-Encoding: br")
+			if got := body(t, resp); got != want {
+				t.Errorf("%s: got %q, want %q", name, got, want)
+			}
+			wantHeader(t, resp, "Cache-Control", cache)
+			wantHeader(t, resp, "Content-Encoding", coding)
+		}
+		cache := "no-cache"
+		write(t, file, []byte("a par"))
+		wantPart("a par", cache, "")
+		write(t, file, []byte("a part and the rest"))
+		age(t, file)
+		if strings.Contains(name, "-") {
+			cache = immutable
+		}
+		wantPart("a part and the rest", cache, "")
+		write(t, file+".br", []byte("br"))
+		wantPart("a part and the rest", cache, "")
+		write(t, file+".br", []byte("brotli"))
+		age(t, file+".br")
+		wantPart("brotli", cache, "br")
+	}
+}
+
 func TestDeployIsVisibleOnNextLoad(t *testing.T) {
 	const next = "<!doctype html><script>next()</script>"
 	for _, tt := range []struct {
