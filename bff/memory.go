@@ -8,19 +8,21 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/cloakroom-bff/cloakroom/internal/monotonic"
 )
 
 // memory detects that the process is about to use up its memory limit. Its
 // zero value is ready.
 type memory struct {
-	sampled atomic.Int64 // when isScarce measured last, in Unix nanoseconds
+	sampled atomic.Int64 // when isScarce measured last, as monotonic.Now says
 	scarce  atomic.Bool
 
-	unlimited  atomic.Int64 // until when there is no limit, in Unix nanoseconds
+	unlimited  atomic.Int64 // until when there is no limit, as monotonic.Now says
 	collecting atomic.Bool  // measure has started the garbage collector
 
 	mu       sync.Mutex // guards all below
-	measured int64      // when admitRead measured last, in Unix nanoseconds
+	measured int64      // when admitRead measured last, as monotonic.Now says
 	plenty   bool       // less than three quarters of the limit were in use then
 	left     int64      // how much memory reads may need until it measures again
 
@@ -74,7 +76,7 @@ func readMetrics(names ...string) []uint64 {
 // rest is for what grows in open connections. It does not count garbage, which
 // the garbage collector removes before the limit is reached.
 func (m *memory) isScarce() bool {
-	now, last := time.Now().UnixNano(), m.sampled.Load()
+	now, last := monotonic.Now(), m.sampled.Load()
 	if now-last < int64(memoryInterval) || !m.sampled.CompareAndSwap(last, now) {
 		return m.scarce.Load()
 	}
@@ -114,7 +116,7 @@ func (m *memory) awaitRead(n int) bool {
 // than half of what was left of the limit, garbage included. The other half is
 // for reads whose memory the measurement did not see yet.
 func (m *memory) admitRead(n int) bool {
-	now := time.Now().UnixNano()
+	now := monotonic.Now()
 	if now < m.unlimited.Load() {
 		return true
 	}

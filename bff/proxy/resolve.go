@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/cloakroom-bff/cloakroom/internal/monotonic"
 )
 
 const (
@@ -18,9 +20,9 @@ const (
 // current returns the addresses of a server; none if its name was not resolved
 // yet. If the last look-up was resolveEvery ago, it starts another one in the
 // background.
-func (s *server) current(now time.Time) []*address {
-	if due := s.resolveAt.Load(); s.name != "" && now.UnixNano() >= due {
-		if s.resolveAt.CompareAndSwap(due, now.Add(resolveEvery).UnixNano()) {
+func (s *server) current(now int64) []*address {
+	if due := s.resolveAt.Load(); s.name != "" && now >= due {
+		if s.resolveAt.CompareAndSwap(due, now+int64(resolveEvery)) {
 			go s.resolve(context.Background()) // ends after resolveTimeout
 		}
 	}
@@ -53,7 +55,7 @@ func (s *server) resolve(ctx context.Context) error {
 		return &dialError{err}
 	}
 	s.resolved = time.Now()
-	s.resolveAt.Store(s.resolved.Add(resolveEvery).UnixNano())
+	s.resolveAt.Store(monotonic.Now() + int64(resolveEvery))
 	s.replace(ips)
 	return nil
 }

@@ -40,7 +40,7 @@ type server struct {
 	group *Group // for its resolver
 
 	addresses atomic.Pointer[[]*address] // nil: the name has not been resolved yet
-	resolveAt atomic.Int64               // Unix nanoseconds
+	resolveAt atomic.Int64               // as monotonic.Now says
 	resolving chan struct{}              // holds something while resolve runs
 	resolved  time.Time                  // guarded by resolving
 

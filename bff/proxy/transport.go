@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/internal/http1"
+	"github.com/cloakroom-bff/cloakroom/internal/monotonic"
 )
 
 // transport sends requests to one address. RoundTrip is that of http1.Client,
@@ -146,7 +147,7 @@ const (
 // at most one PING after each thing that was written.
 type checkedConn struct {
 	net.Conn
-	read atomic.Int64 // Unix nanoseconds: when something arrived
+	read atomic.Int64 // when something arrived, as monotonic.Now says
 
 	writing sync.Mutex   // held during each write; a PING goes between two frames
 	frames  frameCounter // guarded by writing
@@ -168,7 +169,7 @@ func newCheckedConn(c net.Conn) *checkedConn {
 func (c *checkedConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if n > 0 {
-		c.read.Store(time.Now().UnixNano())
+		c.read.Store(monotonic.Now())
 	}
 	return n, err
 }
@@ -178,7 +179,7 @@ func (c *checkedConn) Write(p []byte) (int, error) {
 	defer c.writing.Unlock()
 	c.mu.Lock()
 	if c.wrote <= c.read.Load() {
-		c.wrote = time.Now().UnixNano()
+		c.wrote = monotonic.Now()
 	}
 	if !c.armed {
 		c.armed = true
@@ -202,7 +203,7 @@ func (c *checkedConn) Close() error {
 func (c *checkedConn) check() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	now, read := time.Now().UnixNano(), c.read.Load()
+	now, read := monotonic.Now(), c.read.Load()
 	if read >= c.wrote {
 		c.armed = false
 		return

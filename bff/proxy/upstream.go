@@ -15,6 +15,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/internal/http1"
+	"github.com/cloakroom-bff/cloakroom/internal/monotonic"
 )
 
 // serverSet is the servers of an upstream.
@@ -27,7 +28,7 @@ type serverSet struct {
 // close closes the connections that are not in use.
 func (u *serverSet) close() {
 	for _, s := range u.servers {
-		for _, a := range s.current(time.Now()) {
+		for _, a := range s.current(monotonic.Now()) {
 			a.close()
 		}
 	}
@@ -45,7 +46,7 @@ type address struct {
 	upgrades  transport // for WebSockets, which HTTP/2 has not
 
 	busy    atomic.Int64 // requests in flight
-	retryAt atomic.Int64 // Unix nanoseconds; 0: it has not failed
+	retryAt atomic.Int64 // as monotonic.Now says; 0: it has not failed
 	suspect atomic.Bool  // there are failures below
 	retired atomic.Bool  // its name does not lead to it any more
 	used    atomic.Bool  // a connection was made
@@ -96,7 +97,7 @@ func newServerSet(u Upstream, g *Group) (*serverSet, error) {
 // failed is returned only if all have, or to find out whether it is back; nil
 // means that all have been tried.
 func (u *serverSet) selectAddress(tried []*address) *address {
-	now := time.Now()
+	now := monotonic.Now()
 	all := u.servers[0].current(now)
 	for _, s := range u.servers[1:] {
 		all = append(all[:len(all):len(all)], s.current(now)...)
@@ -120,7 +121,7 @@ func (u *serverSet) selectAddress(tried []*address) *address {
 // selectFrom is selectAddress for some addresses. Of those that are equal it
 // returns the first one, counted from an index on. It reports whether that has
 // not failed and is not spare, or is to be tried again.
-func selectFrom(all []*address, first int, tried []*address, now time.Time) (best *address, preferred bool) {
+func selectFrom(all []*address, first int, tried []*address, now int64) (best *address, preferred bool) {
 	const healthy, spare, failed = 0, 1, 2
 	var bestRank int
 	var bestBusy int64
@@ -139,7 +140,7 @@ func selectFrom(all []*address, first int, tried []*address, now time.Time) (bes
 		rank := healthy
 		if at := a.retryAt.Load(); at != 0 {
 			rank = failed
-			if at <= now.UnixNano() && a.retry(at) {
+			if at <= now && a.retry(at) {
 				return a, true
 			}
 		} else if a.spare.Load() {
@@ -160,7 +161,7 @@ func (a *address) retry(at int64) bool {
 	a.mu.Lock()
 	pause, unreachable := a.pause(), a.unreachable
 	a.mu.Unlock()
-	if !a.retryAt.CompareAndSwap(at, time.Now().Add(pause).UnixNano()) {
+	if !a.retryAt.CompareAndSwap(at, monotonic.Now()+int64(pause)) {
 		return false // another request is faster
 	}
 	if unreachable {
@@ -199,7 +200,7 @@ func (a *address) markHealthy() {
 func (a *address) markFailed(unreachable bool) {
 	a.failures++
 	a.unreachable = unreachable
-	a.retryAt.Store(time.Now().Add(a.pause()).UnixNano())
+	a.retryAt.Store(monotonic.Now() + int64(a.pause()))
 	a.suspect.Store(true)
 }
 

@@ -45,15 +45,15 @@ var arrows = map[string][]string{
 
 	"bff": {"bff/adminpage", "bff/oidc", "bff/problem", "bff/proxy", "session",
 		"internal/cancel", "internal/configerr", "internal/descriptors", "internal/hijack", "internal/http1",
-		"internal/loopback", "internal/pace", "internal/pagetext", "internal/socket", "internal/span",
-		"internal/strictjson", "internal/urlpath", "internal/usertimeout"},
+		"internal/loopback", "internal/monotonic", "internal/pace", "internal/pagetext", "internal/socket",
+		"internal/span", "internal/strictjson", "internal/urlpath", "internal/usertimeout"},
 	"bff/oidc": {"session",
 		"internal/configerr", "internal/dpop", "internal/flight",
 		"internal/jwks", "internal/loopback", "internal/smallfile", "internal/socket", "internal/span",
 		"internal/strictjson", "internal/usertimeout"},
 	"bff/proxy": {"bff/problem",
 		"internal/cancel", "internal/descriptors", "internal/dpop", "internal/hijack", "internal/http1",
-		"internal/pace", "internal/span", "internal/urlpath"},
+		"internal/monotonic", "internal/pace", "internal/span", "internal/urlpath"},
 	"bff/adminpage": {},
 	"bff/problem":   {},
 
@@ -69,9 +69,10 @@ var arrows = map[string][]string{
 	"internal/dpop":        {},
 	"internal/flight":      {},
 	"internal/hijack":      {},
-	"internal/http1":       {"internal/cancel", "internal/socket"},
+	"internal/http1":       {"internal/cancel", "internal/monotonic", "internal/socket"},
 	"internal/jwks":        {"internal/flight", "internal/strictjson"},
 	"internal/loopback":    {},
+	"internal/monotonic":   {},
 	"internal/pace":        {},
 	"internal/pagetext":    {},
 	"internal/replicas":    {"session"},
@@ -145,26 +146,32 @@ func TestSessionImportsHTTPInCookieFileOnly(t *testing.T) {
 	}
 }
 
+// Time is measured with package monotonic. Otherwise a clock that is set back
+// stops what waits for a time to pass, until the clock is there again.
+func TestTimeIsNotMeasuredInUnixNanoseconds(t *testing.T) {
+	t.Parallel()
+	walk(t, func(name, file string) error {
+		src, err := os.ReadFile(name)
+		if err != nil {
+			return err
+		}
+		for i, line := range strings.Split(string(src), "\n") {
+			code, _, _ := strings.Cut(line, "//")
+			if strings.Contains(code, ".UnixNano()") && !strings.Contains(code, "ModTime().UnixNano()") {
+				t.Errorf("%s:%d: use monotonic.Now: %s", file, i+1, strings.TrimSpace(line))
+			}
+		}
+		return nil
+	})
+}
+
 // imports returns the imports of every Go file of the module, except tests, by
 // its path from the root with slashes. Files for other systems are included.
 func imports(t *testing.T) map[string][]string {
 	t.Helper()
 	files := make(map[string][]string)
-	err := filepath.WalkDir(root, func(name string, entry fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		if entry.IsDir() {
-			return skip(name, entry.Name())
-		}
-		if !strings.HasSuffix(name, ".go") || strings.HasSuffix(name, "_test.go") {
-			return nil
-		}
+	walk(t, func(name, file string) error {
 		parsed, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.ImportsOnly)
-		if err != nil {
-			return err
-		}
-		relative, err := filepath.Rel(root, name)
 		if err != nil {
 			return err
 		}
@@ -176,13 +183,35 @@ func imports(t *testing.T) map[string][]string {
 			}
 			imported = append(imported, unquoted)
 		}
-		files[filepath.ToSlash(relative)] = imported
+		files[file] = imported
 		return nil
+	})
+	return files
+}
+
+// walk calls visit with the name of every Go file of the module, except tests,
+// and with its path from the root with slashes.
+func walk(t *testing.T, visit func(name, file string) error) {
+	t.Helper()
+	err := filepath.WalkDir(root, func(name string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if entry.IsDir() {
+			return skip(name, entry.Name())
+		}
+		if !strings.HasSuffix(name, ".go") || strings.HasSuffix(name, "_test.go") {
+			return nil
+		}
+		relative, err := filepath.Rel(root, name)
+		if err != nil {
+			return err
+		}
+		return visit(name, filepath.ToSlash(relative))
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return files
 }
 
 // skip returns fs.SkipDir for a folder that holds no packages of this module.

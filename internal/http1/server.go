@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/internal/cancel"
+	"github.com/cloakroom-bff/cloakroom/internal/monotonic"
 )
 
 // Server serves plain requests in HTTP/1.1 (see parsePlain) on one goroutine
@@ -64,8 +65,8 @@ type serving struct {
 
 	asked atomic.Bool // for the first request
 	ended atomic.Bool // hijacked
-	// state is when the connection became idle, as now says. It is negative
-	// while a request is served: the time when that began, as -t.
+	// state is when the connection became idle, as monotonic.Now says. It is
+	// negative while a request is served: the time when that began, as -t.
 	state atomic.Int64
 
 	mu       sync.Mutex // guards all below
@@ -74,12 +75,6 @@ type serving struct {
 	writeBy  time.Time     // a deadline that sweep sets; zero: none
 	limited  bool          // a deadline of writes is set
 }
-
-// now returns a time in nanoseconds, which is positive. It does not jump when
-// the clock is set.
-func now() int64 { return max(1, int64(time.Since(started))) }
-
-var started = time.Now()
 
 // Serve begins to serve a connection, until that is closed, hijacked or handed
 // over. From when it has returned, CloseIdle knows the connection.
@@ -129,7 +124,7 @@ func (x *serving) run(remove func()) {
 // readHead waits for a request and parses its head. It returns the length of
 // that, or -1 if the request is not plain.
 func (x *serving) readHead(req *http.Request) (int, error) {
-	x.state.Store(now())
+	x.state.Store(monotonic.Now())
 	limited := false
 	defer func() {
 		if limited {
@@ -146,7 +141,7 @@ func (x *serving) readHead(req *http.Request) (int, error) {
 			if !limited {
 				limited = true
 				if x.asked.Load() { // the request is on its way
-					x.state.Store(now())
+					x.state.Store(monotonic.Now())
 				}
 				x.conn.SetReadDeadline(time.Now().Add(x.server.HTTP.ReadHeaderTimeout))
 			}
@@ -180,7 +175,7 @@ func (x *serving) fill() error {
 // serve calls the handler and finishes the response. It reports whether the
 // connection can have another request.
 func (x *serving) serve(req *http.Request) (again bool) {
-	x.state.Store(-now())
+	x.state.Store(-monotonic.Now())
 	w := &responseWriter{x: x, ctx: cancel.Context{Values: x.base}, header: make(http.Header)}
 	defer w.ctx.Cancel(nil)
 	req.RemoteAddr, req.Body = x.remote, http.NoBody // not TLS, which net/http does not see behind Check
@@ -266,7 +261,7 @@ func (x *serving) interrupt(watching chan struct{}) {
 
 // add registers a connection. remove takes that back.
 func (s *Server) add(x *serving) (remove func()) {
-	x.state.Store(now())
+	x.state.Store(monotonic.Now())
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.conns == nil {
@@ -304,7 +299,7 @@ func (x *serving) setWriteDeadline(t time.Time) error {
 func (s *Server) sweep() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := now()
+	now := monotonic.Now()
 	for x := range s.conns {
 		timeout := s.HTTP.IdleTimeout
 		if !x.asked.Load() {
@@ -343,7 +338,7 @@ func (x *serving) attend(state int64) {
 func (s *Server) CloseIdle(idle time.Duration) (open int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := now()
+	now := monotonic.Now()
 	for x := range s.conns {
 		if state := x.state.Load(); idle < 0 || state > 0 && now-state >= int64(idle) {
 			go x.conn.Close() // with TLS it may take a while
