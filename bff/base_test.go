@@ -5,6 +5,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -311,6 +312,27 @@ func TestPublicURLWithABadPath(t *testing.T) {
 		_, err := bff.New(bff.Config{PublicURL: "https://app.example.com" + path})
 		if err != nil && strings.Contains(err.Error(), "PublicURL: ") {
 			t.Errorf("%s: got %v, want no mistake of PublicURL", path, err)
+		}
+	}
+}
+
+// A character with a meaning in URLs would end the path in login_url and in the
+// redirect URI.
+func TestPrefixIsAPlainPath(t *testing.T) {
+	t.Parallel()
+	const mistake = "Prefix: "
+	for _, prefix := range []string{
+		"bff", "/", "/bff/", "/a//b", "/../a", "/a b", "/ä", "/a?b", "/a#b", "/a%20b", "/a;b",
+	} {
+		_, err := bff.New(bff.Config{Prefix: prefix})
+		if !strings.Contains(fmt.Sprint(err), mistake) {
+			t.Errorf("%q: got %v, want a mistake in it", prefix, err)
+		}
+	}
+	for _, prefix := range []string{"", "/bff", "/a/b", "/_A-1.~"} {
+		_, err := bff.New(bff.Config{Prefix: prefix})
+		if strings.Contains(fmt.Sprint(err), mistake) {
+			t.Errorf("%q: got %v, want no mistake in it", prefix, err)
 		}
 	}
 }

@@ -74,7 +74,7 @@ func (a *app) setPublicURL(raw string) (*url.URL, error) {
 // nil if it has a mistake.
 func (a *app) check(cfg Config, publicURL *url.URL) error {
 	var prefixErr, pageErr error
-	if urlpath.Check(a.prefix) != nil || a.prefix == "/" || strings.HasSuffix(a.prefix, "/") {
+	if !isBasePath(a.prefix) || strings.HasSuffix(a.prefix, "/") {
 		prefixErr = configerr.New("Prefix", a.prefix, fmt.Errorf("%q is not a path such as /bff", a.prefix))
 	}
 	if err := checkPage(cfg.Page); err != nil {
@@ -190,9 +190,9 @@ func PublicOrigin(publicURL string) (string, error) {
 	return u.Scheme + "://" + u.Host + u.Path, nil
 }
 
-// isBasePath reports whether a path can be that of a public URL. It has only
-// characters that are the same in a URL, in the Path of a cookie and in a
-// header.
+// isBasePath reports whether a path can be that of a public URL, or the prefix.
+// It has only characters that are the same in a URL, in the Path of a cookie
+// and in a header.
 func isBasePath(escaped string) bool {
 	const allowed = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~/"
 	return strings.Trim(escaped, allowed) == "" && urlpath.Check(escaped) == nil
