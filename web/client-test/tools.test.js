@@ -56,6 +56,24 @@ test("a server imports every file and touches no browser", () => {
   assert.equal(output, "loading\n");
 });
 
+test("a server renders an app of Angular, without a session", () => {
+  const code = `
+import "@angular/compiler";
+import { createEnvironmentInjector, Injector, runInInjectionContext } from "@angular/core";
+import { HttpRequest } from "@angular/common/http";
+import { createClient } from "@cloakroom-bff/client";
+import { cloakroomInterceptor, provideCloakroom, requireSession } from "@cloakroom-bff/client/angular";
+
+const injector = createEnvironmentInjector([provideCloakroom(createClient())], Injector.NULL);
+const request = new HttpRequest("GET", "https://cms.example.com/texts");
+const sent = runInInjectionContext(injector, () => cloakroomInterceptor(request, (sent) => sent));
+const allowed = await runInInjectionContext(injector, () => requireSession({}, { url: "/orders" }));
+console.log(sent === request, allowed);`;
+  const { ok, output } = run(process.execPath, ["--input-type=module", "--eval", code]);
+  assert.ok(ok, output);
+  assert.equal(output, "true false\n");
+});
+
 describe("an app of Vite and TypeScript with the README's import", { timeout: 120_000 }, () => {
   let dir;
   before(() => {

@@ -29,7 +29,8 @@ export declare function provideCloakroom<Claims extends object>(client: Client<C
 
 /**
  * Adds the CSRF header to requests to this origin, and notices the end of the
- * session: `provideHttpClient(withInterceptors([cloakroomInterceptor]))`.
+ * session: `provideHttpClient(withInterceptors([cloakroomInterceptor]))`. On a
+ * server that renders pages it does nothing.
  */
 export declare function cloakroomInterceptor(request: HttpRequest<unknown>, next: HttpHandlerFn): Observable<HttpEvent<unknown>>;
 
@@ -37,6 +38,7 @@ export declare function cloakroomInterceptor(request: HttpRequest<unknown>, next
  * A guard of routes, for `canActivate`. On the first visit it navigates to the
  * sign-in, which returns to the route. After an end of the session while the page
  * is open, a notice offers the sign-in, and the guard waits for it. While the
- * broker cannot be reached and nothing is known, it waits, too.
+ * broker cannot be reached and nothing is known, it waits, too. On a server that
+ * renders pages it allows nothing: the browser asks again.
  */
 export declare function requireSession(route: unknown, state: { url: string }): Promise<boolean>;

@@ -34,10 +34,13 @@ function service(client, notice) {
   };
 }
 
+/** Reports whether a server renders the page, as `ng build` may do. It has no session. */
+const onServer = () => !globalThis.document;
+
 /** @type {typeof import("./angular.d.ts").cloakroomInterceptor} */
 export const cloakroomInterceptor = (request, next) => {
   const { client } = inject(Cloakroom);
-  if (new URL(request.url, document.baseURI).origin !== location.origin) return next(request);
+  if (onServer() || new URL(request.url, document.baseURI).origin !== location.origin) return next(request);
   const error = (/** @type {any} */ err) => {
     if (err.status === 401 && err.error?.code === "not_signed_in") client.session(true).catch(() => {});
   };
@@ -46,6 +49,7 @@ export const cloakroomInterceptor = (request, next) => {
 
 /** @type {typeof import("./angular.d.ts").requireSession} */
 export const requireSession = async (_route, { url }) => {
+  if (onServer()) return false; // the browser asks again
   const { client, notice } = inject(Cloakroom);
   const returnTo = inject(Location).prepareExternalUrl(url);
   return (await sessionOrSignIn(client, returnTo, { notice })).authenticated;
