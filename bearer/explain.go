@@ -24,9 +24,10 @@ type Check struct {
 
 // Explain runs the checks of [Verifier.Verify] and returns the result of each.
 // It continues after a failed check as far as possible, so that a person can
-// see everything that is wrong with a token. It also checks scopes, as
-// [Require] would. Verify accepts a token if and only if no Check but those of
-// scopes has an Err. Claims of a token with an invalid signature prove nothing.
+// see everything that is wrong with a token. Checks that Verify does not make
+// of this token are left out. It also checks scopes, as [Require] would. Verify
+// accepts a token if and only if no Check but those of scopes has an Err.
+// Claims of a token with an invalid signature prove nothing.
 //
 // For a token that needs introspection there is one Check, followed by those of
 // scopes.
@@ -60,6 +61,9 @@ func (v *Verifier) Explain(ctx context.Context, raw string, scopes ...string) []
 	}
 	now := time.Now()
 	for _, c := range checks {
+		if !c.applies(i, t) {
+			continue
+		}
 		var err error
 		if reason, detail := c.fails(i, t, now); reason != "" {
 			err = invalid(reason, errors.New(detail))

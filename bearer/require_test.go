@@ -244,6 +244,34 @@ the token does not allow orders:write: it has ["orders:read"]`
 	}
 }
 
+// A check that Verify does not make would say what is not true: a token of the
+// right type may have a nonce.
+func TestExplainLeavesOutWhatIsNotChecked(t *testing.T) {
+	typed := newIssuer(ecKey().jwk()).verifier(t)
+	untyped := newIssuer(ecKey().jwk()).verifier(t, func(c *bearer.Config) { c.InsecureAllowAnyType = true })
+	names := func(v *bearer.Verifier, raw string) (all string) {
+		for _, c := range v.Explain(t.Context(), raw) {
+			all += c.Name + " "
+		}
+		return all
+	}
+	for _, test := range []struct {
+		name      string
+		got, want string
+	}{
+		{"typed, with a nonce", names(typed, ecKey().token(object{"nonce": "n"})),
+			"typ alg signature iss aud exp nbf iat sub client_id jti cnf "},
+		{"of any type", names(untyped, ecKey().token()),
+			"typ alg signature iss kind aud exp nbf iat sub client_id jti cnf "},
+		{"of any type, without iat and jti", names(untyped, ecKey().token(object{"iat": nil, "jti": nil})),
+			"typ alg signature iss kind aud exp nbf sub client_id cnf "},
+	} {
+		if got := strings.TrimPrefix(test.got, "form "); got != test.want {
+			t.Errorf("%s: got %q, want %q", test.name, got, test.want)
+		}
+	}
+}
+
 func TestCachedTokenExpires(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		iss := newIssuer(ecKey().jwk())
