@@ -164,6 +164,9 @@ func parseTokenResponse(body []byte, tokenType string, issued time.Time) (*token
 	if text("access_token") == "" {
 		return resp, errors.New("the token response has no access_token")
 	}
+	if strings.ContainsFunc(text("access_token"), notInToken) {
+		return resp, errors.New("the access_token has a character that no token may have")
+	}
 	if got := text("token_type"); !strings.EqualFold(got, tokenType) {
 		return resp, fmt.Errorf("the token response has token_type %.20q, want %s", got, tokenType)
 	}
@@ -183,6 +186,10 @@ func parseTokenResponse(body []byte, tokenType string, issued time.Time) (*token
 	}
 	return resp, nil
 }
+
+// notInToken reports whether a character is in no access token (RFC 6749,
+// appendix A.12). It could not be sent in a header.
+func notInToken(r rune) bool { return r < ' ' || r > '~' }
 
 // aboutProvider reports whether the response to a token request, which is an
 // error, can be a sign of an outage. Any browser can send a code. That the

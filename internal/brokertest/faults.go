@@ -278,6 +278,8 @@ func endpointFaults(grantType string) []Fault {
 			`{"access_token":"x","Access_Token":"y","token_type":"Bearer","expires_in":60}`),
 		responds("a member in another case", grantType, 200,
 			`{"ACCESS_TOKEN":"x","token_type":"Bearer","expires_in":60}`),
+		responds("a line end in the access token", grantType, 200,
+			`{"access_token":"x\n","token_type":"Bearer","expires_in":60}`),
 		responds("two objects", grantType, 200, `{"access_token":"x","token_type":"Bearer","expires_in":60}{}`),
 		responds("truncated JSON", grantType, 200, `{"access_token":"x`),
 		responds("an empty 200", grantType, 200, ""),
