@@ -204,6 +204,27 @@ func TestEveryOpenConnectionCounts(t *testing.T) {
 	})
 }
 
+// Otherwise a user who forgets the s of https sees an empty response, and the
+// log has nothing of it at its usual level.
+func TestPlainHTTPToAListenerWithTLSIsToldSo(t *testing.T) {
+	t.Parallel()
+	certified := httptest.NewTLSServer(nil)
+	defer certified.Close()
+	l := newLimited(t, bff.Limits{}, func(cfg *bff.Config) {
+		cfg.TLS = &tls.Config{Certificates: certified.TLS.Certificates}
+	})
+	for first, want := range map[string]string{
+		"GET / HTTP/1.1\r\n": "HTTP/1.0 400 Bad Request\r\n", "SSH-2.0-OpenSSH_9.9\r\n": "",
+	} {
+		conn := l.dial()
+		io.WriteString(conn, first[:5]) // all that is read: what is left unread would reset the connection
+		got, err := io.ReadAll(conn)
+		if err != nil || !strings.HasPrefix(string(got), want) || want == "" && len(got) > 0 {
+			t.Errorf("%q: got %q, %v, want %q", first, got, err, want)
+		}
+	}
+}
+
 // A connection in HTTP/2 can have many requests, each of which needs memory and
 // perhaps a connection to its upstream.
 func TestRequestsInHTTP2BeyondTheLimitAreRefused(t *testing.T) {

@@ -3,10 +3,13 @@ package bff
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -150,6 +153,9 @@ func (l *tlsListener) shake(raw net.Conn) {
 	if err := c.HandshakeContext(ctx); err != nil {
 		l.checks.log.Debug("TLS handshake failed", "client", raw.RemoteAddr().String(),
 			"err", truncate(err.Error(), maxLogged))
+		if plain := (tls.RecordHeaderError{}); errors.As(err, &plain) && plain.Conn != nil {
+			writeUseHTTPS(plain.Conn, plain.RecordHeader)
+		}
 		raw.Close()
 		return
 	}
@@ -165,6 +171,16 @@ func (l *tlsListener) shake(raw net.Conn) {
 	case <-l.ctx.Done():
 		raw.Close()
 	}
+}
+
+// writeUseHTTPS responds to a client that begins a request instead of a TLS
+// handshake, if first is the beginning of one. http.Server does so too.
+func writeUseHTTPS(w io.Writer, first [5]byte) {
+	if !slices.Contains([]string{"GET /", "HEAD ", "POST ", "PUT /", "OPTIO"}, string(first[:])) {
+		return
+	}
+	io.WriteString(w, "HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n\r\n"+
+		"This port needs TLS: use https instead of http.\n") // fails if the client has left
 }
 
 // serveChecked is ServeHTTP for the listeners of Run. It refuses requests while

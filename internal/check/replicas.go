@@ -63,11 +63,11 @@ func replicaFindings(self, other replicas.Replica) []Finding {
 		case "configuration":
 			for _, setting := range other.Settings {
 				findings = append(findings, warning(setting,
-					fmt.Sprintf("The running replica %s has another %s.", other.Replica, setting), fix))
+					fmt.Sprintf("The running replica %s has another value of %s.", other.Replica, setting), fix))
 			}
 		default:
 			findings = append(findings, failure(key,
-				fmt.Sprintf("The running replica %s has another %s. Neither opens the sessions of the other.",
+				fmt.Sprintf("The running replica %s has another value of %s. Neither opens the sessions of the other.",
 					other.Replica, key), fix))
 		}
 	}
