@@ -327,7 +327,7 @@ var operatorMistakes = []operatorMistake{
 	{name: "differing configuration", make: func(t *testing.T, w *checkWorld) {
 		startBroker(t, w)
 		w.env["SESSION_IDLE_TIMEOUT"] = "17m"
-	}, key: "session.idle_timeout", problem: "another session.idle_timeout", fix: "same configuration",
+	}, key: "session.idle_timeout", problem: "another value of session.idle_timeout", fix: "same configuration",
 		severity: check.SeverityWarning},
 	{name: "shared prefix", make: func(t *testing.T, w *checkWorld) {
 		startBroker(t, w)
