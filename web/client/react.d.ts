@@ -14,6 +14,7 @@ export declare function useSession<Claims extends object = UserClaims>(): {
   state: State;
   /** False also while the state is not known: see `state.status`. */
   authenticated: boolean;
+  /** Below `RequireSession` also after the end of the session: it keeps what it shows. */
   user: Claims | undefined;
   session: SessionTimes | undefined;
 };

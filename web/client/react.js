@@ -6,6 +6,8 @@ import { signInNotice } from "./notice.js";
 /** @import { Client, State } from "./client.d.ts" */
 
 const Context = createContext(/** @type {Client<any> | undefined} */ (undefined));
+/** The user whose children are shown, below RequireSession. */
+const User = createContext(/** @type {any} */ (undefined));
 
 /** @type {State} */
 const loading = { status: "loading" }; // what a server renders
@@ -32,7 +34,8 @@ export function useSession() {
   const onState = useCallback((/** @type {() => void} */ listener) => client.on("state", listener), [client]);
   const current = useSyncExternalStore(onChange, () => client.current, () => undefined);
   const state = useSyncExternalStore(onState, () => client.state, () => loading);
-  return { client, state, authenticated: current?.authenticated ?? false, user: current?.user, session: current?.session };
+  const shown = useContext(User);
+  return { client, state, authenticated: current?.authenticated ?? false, user: current?.user ?? shown, session: current?.session };
 }
 
 /** @type {typeof import("./react.d.ts").useExpiry} */
@@ -44,8 +47,8 @@ export function useExpiry() {
 /** @type {typeof import("./react.d.ts").RequireSession} */
 export function RequireSession({ children, fallback = null, ended }) {
   const { client, authenticated, user, state } = useSession();
-  const [last, setLast] = useState(/** @type {string | undefined} */ (undefined));
-  const shown = authenticated ? /** @type {string} */ (user.sub) : last; // the user whose children they are
+  const [last, setLast] = useState(/** @type {any} */ (undefined));
+  const shown = authenticated ? user : last; // the user whose children they are
   if (shown !== last) setLast(shown);
   const leave = !authenticated && state.status === "signed-out";
   const notice = ended === undefined;
@@ -55,5 +58,5 @@ export function RequireSession({ children, fallback = null, ended }) {
   }, [leave, client]);
   if (shown === undefined) return createElement(Fragment, null, fallback);
   // The children keep what the user has typed. Those of another user are new.
-  return createElement(Fragment, null, createElement(Fragment, { key: shown }, children), authenticated ? null : ended);
+  return createElement(Fragment, null, createElement(User.Provider, { key: shown.sub, value: shown }, children), authenticated ? null : ended);
 }

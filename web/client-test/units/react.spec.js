@@ -43,6 +43,20 @@ test("RequireSession leads to the sign-in and shows the fallback", async () => {
   expect(page.textContent).toBe("Alice signed-in");
 });
 
+test("below RequireSession there is always a user", async () => {
+  const client = mockClient({ user: { sub: "alice", name: "Alice" } });
+  const Sure = () => {
+    const { authenticated, user } = useSession();
+    return h("p", null, `${user.name} ${authenticated}`);
+  };
+  const page = await render(client, h(RequireSession, { ended: "ended" }, h(Sure)));
+  expect(page.textContent).toBe("Alice true");
+  await act(async () => client.signOut("idle"));
+  expect(page.textContent).toBe("Alice falseended");
+  await act(async () => client.signIn({ sub: "bob", name: "Bob" }));
+  expect(page.textContent).toBe("Bob true");
+});
+
 for (const reason of ["idle", "lifetime", "revoked", "backchannel", "limit", "refused"]) {
   test(`RequireSession shows a notice after an end by ${reason}, and goes nowhere`, async () => {
     const client = mockClient({ user: { sub: "alice", name: "Alice" } });
