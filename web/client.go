@@ -50,8 +50,8 @@ func newClientFile(contentType string, b []byte) clientFile {
 // page and broker have the same version.
 func Client() http.Handler {
 	// Where the file is served from, it is beside the endpoints.
-	js := newClientFile(contentTypes[".js"], bytes.Replace(clientJS, []byte("const served = false;"),
-		[]byte("const served = true;"), 1))
+	js := newClientFile(contentTypes[".js"], bytes.Replace(clientJS, []byte(`const served = "";`),
+		[]byte("const served = import.meta.url;"), 1))
 	types := newClientFile(contentTypes[".txt"], clientTypes)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()

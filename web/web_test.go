@@ -1156,8 +1156,8 @@ func TestClient(t *testing.T) {
 // The prefix of the file that the broker serves is that of its URL.
 func TestServedClientKnowsThatItIsServed(t *testing.T) {
 	content := body(t, do(web.Client(), "GET", "/bff/client.js"))
-	if n := strings.Count(content, "const served = true;"); n != 1 {
-		t.Errorf("got %d times const served = true, want 1", n)
+	if n := strings.Count(content, "const served = import.meta.url;"); n != 1 {
+		t.Errorf("got %d times const served = import.meta.url, want 1", n)
 	}
 }
 

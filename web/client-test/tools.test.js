@@ -1,7 +1,7 @@
 // The package in the tools of an app: TypeScript and Vite. Vitest runs the tests in units/.
 import assert from "node:assert/strict";
 import { execFileSync, spawnSync } from "node:child_process";
-import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
@@ -54,6 +54,14 @@ test("a server imports every file and touches no browser", () => {
   const { ok, output } = run(process.execPath, ["--input-type=module", "--eval", code]);
   assert.ok(ok, output);
   assert.equal(output, "loading\n");
+});
+
+test("Jest can load every file: none uses import.meta", () => {
+  const dir = join(here, "node_modules/@cloakroom-bff/client");
+  for (const name of readdirSync(dir).filter((name) => name.endsWith(".js"))) {
+    const code = readFileSync(join(dir, name), "utf8").replaceAll(/^\s*\/\/.*$/gm, "");
+    assert.doesNotMatch(code, /import\.meta/, name);
+  }
 });
 
 test("a server renders an app of Angular, without a session", () => {

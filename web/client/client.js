@@ -3,8 +3,9 @@
 // sign-out. The tokens stay on the server; this file has no access to them.
 // client.d.ts has the types and describes every option.
 
-// The broker serves this file with true here: it is beside the endpoints then.
-const served = false;
+// The broker serves this file with import.meta.url here: it is beside the
+// endpoints then. In an app there is none, for Jest refuses import.meta.
+const served = "";
 
 // Where a window that login opened ends: the app, which closes it there.
 const windowEnd = "#cloakroom-signed-in";
@@ -503,8 +504,7 @@ const backoff = (failures) => Math.min(2000 * 2 ** failures, 300_000) * (0.5 + M
 
 /** Returns the prefix beside which the broker served this file, or else that of the base element. */
 function ownPrefix() {
-  // Not relative to the URL of this module: bundlers would copy a file for that.
-  if (served) return new URL(import.meta.url).pathname.replace(/\/[^/]*$/, "");
+  if (served) return new URL(served).pathname.replace(/\/[^/]*$/, "");
   const base = globalThis.document?.querySelector("base")?.href;
   // Two slashes at the start would name a host: the path of the page may have them.
   return base ? new URL("bff", base).pathname.replace(/^\/+/, "/") : "/bff";

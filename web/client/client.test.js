@@ -160,7 +160,7 @@ test("the prefix below a base element never begins with a host", async () => {
 
 test("the broker's file takes its prefix from its URL", async () => {
   const text = await readFile(new URL("./client.js", import.meta.url), "utf8");
-  const broker = text.replace("const served = false;", "const served = true;").replace("import.meta.url", JSON.stringify(`${origin}/shop/auth/client.js`));
+  const broker = text.replace(`const served = "";`, `const served = "${origin}/shop/auth/client.js";`);
   page.responses = [json(nobody)];
   await (await load(broker)).createClient().session();
   assert.deepEqual(page.requests.map((r) => new URL(r.url).pathname), ["/shop/auth/session"]);
