@@ -128,6 +128,17 @@ export default { plugins: [cloakroom({ broker: process.env.BROKER, routes: ["/ap
   test("mistakes in the options of the plugin are errors", async () => {
     const { cloakroom } = await import("@cloakroom-bff/client/vite");
     assert.throws(() => cloakroom({ borker: "http://localhost:8080" }), /unknown option borker/);
+    const warned = (server) => {
+      const warnings = [];
+      cloakroom({ routes: ["/api/"] }).configResolved({ server, logger: { warn: (text) => warnings.push(text) } });
+      return warnings;
+    };
+    const rules = { "^/api/": {}, "/other": {}, "/api/old/": {}, "/api": {}, "^/b": {} };
+    assert.deepEqual(warned({ proxy: rules }), [
+      "cloakroom: server.proxy has a rule for /api, so requests to /api/ do not reach the broker: remove that rule",
+      "cloakroom: server.proxy has a rule for ^/b, so requests to /bff/ do not reach the broker: remove that rule",
+    ]);
+    assert.deepEqual(warned({}), []);
     assert.throws(() => cloakroom({ routes: ["api"] }), /the path api does not begin with a slash/);
   });
 

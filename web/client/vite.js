@@ -23,6 +23,11 @@ export function cloakroom({ broker = "http://localhost:8080", routes = ["/api/"]
     config: () => ({ server: { proxy }, preview: { proxy } }),
     configResolved(resolved) {
       config = resolved;
+      // Vite takes the first rule that fits, and those of the app come first.
+      for (const rule of Object.keys(config.server.proxy ?? {}).filter((rule) => !proxy[rule])) {
+        const hidden = [`${prefix}/`, ...routes].find((path) => (rule.startsWith("^") ? RegExp(rule).test(path) : path.startsWith(rule)));
+        if (hidden) config.logger.warn(`cloakroom: server.proxy has a rule for ${rule}, so requests to ${hidden} do not reach the broker: remove that rule`);
+      }
     },
     closeBundle: {
       order: "post",
