@@ -53,7 +53,7 @@ func groupMemory(root, self string) (limit int64) {
 }
 
 // maxGarbage is how much garbage a small heap may have before it is collected.
-const maxGarbage = 16 << 20
+const maxGarbage = 32 << 20
 
 // delayGC has the garbage collector run less often while the heap is small. By
 // default it runs whenever the heap has doubled. A broker keeps a few megabytes
