@@ -72,12 +72,12 @@ func startedByOwnScript(r *http.Request) bool {
 	return len(site) == 1 && site[0] == "same-origin" && r.Header.Get("X-Csrf") != ""
 }
 
-// fromScript reports whether a script sent a request. It can read the URL that
-// its request is redirected to, if the server there allows that (Fetch, section
-// 4.10).
+// fromScript reports whether a script in a browser sent a POST request. It can
+// read the URL that its request is redirected to, if the server there allows
+// that (Fetch, section 4.10). All browsers send Origin with POST.
 func fromScript(r *http.Request) bool {
 	mode := r.Header.Get("Sec-Fetch-Mode")
-	return mode != "" && mode != "navigate" || r.Header.Get("X-Csrf") != ""
+	return mode != "" && mode != "navigate" || r.Header.Get("X-Csrf") != "" && r.Header.Get("Origin") != ""
 }
 
 // endSessionURL returns where the browser goes to sign out at the provider, and

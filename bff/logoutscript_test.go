@@ -1,8 +1,11 @@
 package bff_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
 )
 
 // A script that does not accept JSON follows the redirect of a logout, and can
@@ -10,11 +13,12 @@ import (
 func TestScriptLogoutIsNotRedirectedToTheIDToken(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
+	noMetadata := []string{"Accept", "*/*", "Sec-Fetch-Mode", "", "Sec-Fetch-Site", "", "Sec-Fetch-Dest", ""}
 	for name, header := range map[string][]string{
 		"with the header":    {"Accept", "*/*"},
 		"with metadata only": {"Accept", "*/*", "X-CSRF", ""},
 		"no Accept":          {"Accept", ""},
-		"an old browser":     {"Accept", "*/*", "Sec-Fetch-Mode", "", "Sec-Fetch-Site", "", "Sec-Fetch-Dest", ""},
+		"an old browser":     slices.Concat(noMetadata, []string{"Origin", a.url}),
 		"no-cors":            {"Accept", "*/*", "X-CSRF", "", "Sec-Fetch-Mode", "no-cors"},
 	} {
 		b := a.signedIn()
@@ -34,9 +38,12 @@ func TestScriptLogoutIsNotRedirectedToTheIDToken(t *testing.T) {
 				next.Header.Get("Location"))
 		}
 	}
-	// The form of a page is a navigation.
-	got := a.signedIn().Submit("/bff/logout", nil)
-	if got.StatusCode != 303 || !strings.HasPrefix(got.Header.Get("Location"), a.provider.Issuer) {
-		t.Errorf("a form: got %d, Location %.60q", got.StatusCode, got.Header.Get("Location"))
+	for name, got := range map[string]*bfftest.Response{
+		"a form":    a.signedIn().Submit("/bff/logout", nil), // a navigation
+		"a program": a.signedIn().Fetch("POST", "/bff/logout", noMetadata...),
+	} {
+		if got.StatusCode != 303 || !strings.HasPrefix(got.Header.Get("Location"), a.provider.Issuer) {
+			t.Errorf("%s: got %d, Location %.60q", name, got.StatusCode, got.Header.Get("Location"))
+		}
 	}
 }
