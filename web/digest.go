@@ -53,10 +53,6 @@ const maxDigests = 10_000
 // within the resolution of its times.
 const settled = 2 * time.Second
 
-// isSettled reports whether a file has not been written to for a while, so that
-// it is unlikely that a deploy is still writing it.
-func isSettled(info fs.FileInfo) bool { return time.Since(info.ModTime()) >= settled }
-
 func (d *digests) get(name string, info fs.FileInfo) (digest, bool) {
 	version, ok := versionOf(info)
 	if !ok {

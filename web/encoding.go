@@ -46,7 +46,7 @@ type offer struct{ coding, sibling string }
 // offers returns the content codings of a file that w may choose: that with the
 // highest weight first and, of equal ones, that with the smallest result. It
 // looks for no more siblings than are needed to choose.
-func offers(files fs.FS, name string, info fs.FileInfo, w weights) []offer {
+func (h *Handler) offers(files fs.FS, name string, info fs.FileInfo, w weights) []offer {
 	var all []offer
 	compressible, small := canCompress(name, info), info.Size() < minCompressed
 	for _, e := range slices.SortedStableFunc(slices.Values(encodings), func(a, b encoding) int {
@@ -58,7 +58,7 @@ func offers(files fs.FS, name string, info fs.FileInfo, w weights) []offer {
 		sibling, err := fs.Stat(files, name+e.suffix)
 		switch {
 		case err == nil && sibling.Mode().IsRegular() && sibling.Size() > 0 && // no coding of anything is empty
-			info.ModTime().Sub(sibling.ModTime()) <= sameBuild && isSettled(sibling):
+			info.ModTime().Sub(sibling.ModTime()) <= sameBuild && h.isSettled(sibling):
 			all = append(all, offer{e.coding, name + e.suffix})
 		case compressible: // without a sibling, with a part of one, or with one left over from an earlier deploy
 			all = append(all, offer{coding: e.coding})
@@ -84,7 +84,7 @@ func (h *Handler) negotiate(
 	header := w.Header()
 	header.Set("Content-Type", contentType(name))
 	accepted := parseAcceptEncoding(r.Header["Accept-Encoding"])
-	all := offers(files, name, info, accepted)
+	all := h.offers(files, name, info, accepted)
 	if len(all) > 0 { // also if the response is not encoded (RFC 9110, section 12.5.5)
 		header.Add("Vary", "Accept-Encoding")
 	}

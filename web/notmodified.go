@@ -33,7 +33,7 @@ func (h *Handler) serveNotModified(w http.ResponseWriter, r *http.Request) bool 
 		return false
 	}
 	accepted := parseAcceptEncoding(r.Header["Accept-Encoding"])
-	all := offers(files, name, info, accepted)
+	all := h.offers(files, name, info, accepted)
 	etag := d.etag
 	if chosen, ok := accepted.choose(all, info.Size() < minCompressed); ok {
 		etag = h.knownETag(files, d.etag, chosen)
@@ -42,7 +42,7 @@ func (h *Handler) serveNotModified(w http.ResponseWriter, r *http.Request) bool 
 		return false
 	}
 	header := w.Header()
-	header.Set("Cache-Control", cacheControl(name, info))
+	header.Set("Cache-Control", h.cacheControl(name, info))
 	header.Set(h.policyName, d.policy)
 	header.Set("ETag", etag)
 	if len(all) > 0 {

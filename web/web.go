@@ -114,7 +114,8 @@ type Handler struct {
 	policyName string      // of its header
 	headers    http.Header // of every response
 	sourceMaps bool
-	dev        bool // Config.URL is that of a development server
+	dev        bool      // Config.URL is that of a development server
+	began      time.Time // when New was called
 	digests    *digests
 	compressed *compressor
 	log        *slog.Logger
@@ -134,7 +135,8 @@ type ConfigError = configerr.Error
 func New(cfg Config) (*Handler, error) {
 	h := &Handler{
 		files: cfg.FS, fallback: cmp.Or(cfg.Fallback, FallbackAuto), errorPage: cfg.ErrorPage,
-		sourceMaps: cfg.SourceMaps, digests: newDigests(), compressed: newCompressor(), log: cfg.Logger,
+		sourceMaps: cfg.SourceMaps, log: cfg.Logger,
+		began: time.Now(), digests: newDigests(), compressed: newCompressor(),
 	}
 	if h.log == nil {
 		h.log = slog.Default()
@@ -355,7 +357,7 @@ func (h *Handler) serveFile(w http.ResponseWriter, r *http.Request, files fs.FS,
 		w.WriteHeader(http.StatusPermanentRedirect)
 		return nil
 	}
-	header.Set("Cache-Control", cacheControl(name, info))
+	header.Set("Cache-Control", h.cacheControl(name, info))
 	c, closeContent := h.negotiate(w, r, files, name, info, identity)
 	defer closeContent()
 	if c.etag != "" {
@@ -384,10 +386,16 @@ func releaseFiles(files fs.FS, f fs.File, c content) {
 	}
 }
 
+// isSettled reports whether it is unlikely that a deploy is still writing a
+// file: it was not written to for a while, or not since New.
+func (h *Handler) isSettled(info fs.FileInfo) bool {
+	return info.ModTime().Before(h.began) || time.Since(info.ModTime()) >= settled
+}
+
 // cacheControl returns the Cache-Control of a file. Browsers do not keep one
 // for a year of which a deploy may have written only a part.
-func cacheControl(name string, info fs.FileInfo) string {
-	if hasContentHash(name) && isSettled(info) { // the name changes with the content (RFC 8246)
+func (h *Handler) cacheControl(name string, info fs.FileInfo) string {
+	if hasContentHash(name) && h.isSettled(info) { // the name changes with the content (RFC 8246)
 		return "public, max-age=31536000, immutable"
 	}
 	return "no-cache"

@@ -541,6 +541,25 @@ func TestBrowsersDoNotKeepAPartOfAFile(t *testing.T) {
 	}
 }
 
+// What was there before the handler is complete, however new it is.
+func TestKeepsNewFilesFromBeforeTheHandler(t *testing.T) {
+	dir := writeApp(t)
+	for _, name := range []string{"new-BkRj3xGh.js", "new-BkRj3xGh.js.br"} {
+		file := filepath.Join(dir, "assets", name)
+		write(t, file, []byte(name))
+		recent := time.Now().Add(-100 * time.Millisecond)
+		if err := os.Chtimes(file, recent, recent); err != nil {
+			t.Fatal(err)
+		}
+	}
+	resp := do(newHandler(t, web.Config{Dir: dir}), "GET", "/assets/new-BkRj3xGh.js", "Accept-Encoding: br")
+	wantHeader(t, resp, "Cache-Control", immutable)
+	wantHeader(t, resp, "Content-Encoding", "br")
+	if got := body(t, resp); got != "new-BkRj3xGh.js.br" {
+		t.Errorf("got %q, want the sibling", got)
+	}
+}
+
 func TestDeployIsVisibleOnNextLoad(t *testing.T) {
 	const next = "<!doctype html><script>next()</script>"
 	for _, tt := range []struct {
