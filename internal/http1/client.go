@@ -61,10 +61,10 @@ type Client struct {
 	// means no limit.
 	MaxAge time.Duration
 
-	mu       sync.Mutex // guards all below
-	idle     []*conn    // the most recently used one is the last
-	sweeping bool       // a timer is going to call sweep
-	closed   bool
+	mu      sync.Mutex  // guards all below
+	idle    []*conn     // the most recently used one is the last
+	sweeper *time.Timer // is going to call sweep; nil: there is no need to
+	closed  bool
 }
 
 const (
@@ -168,6 +168,9 @@ func (c *Client) CloseIdle() {
 		cn.Close()
 	}
 	c.idle = nil
+	if c.sweeper != nil {
+		c.sweeper.Stop() // it would keep what Dial needs for another minute
+	}
 }
 
 // idleConn returns the most recently used idle connection that is still open,
@@ -316,9 +319,8 @@ func (c *Client) push(cn *conn) {
 	}
 	cn.used, cn.idleSince = true, now
 	c.idle = append(c.idle, cn)
-	if !c.sweeping {
-		c.sweeping = true
-		time.AfterFunc(maxIdleTime, c.sweep)
+	if c.sweeper == nil {
+		c.sweeper = time.AfterFunc(maxIdleTime, c.sweep)
 	}
 }
 
@@ -335,7 +337,8 @@ func (c *Client) sweep() {
 		}
 		return old
 	})
-	if c.sweeping = len(c.idle) > 0; c.sweeping {
-		time.AfterFunc(maxIdleTime/4, c.sweep)
+	c.sweeper = nil
+	if len(c.idle) > 0 {
+		c.sweeper = time.AfterFunc(maxIdleTime/4, c.sweep)
 	}
 }

@@ -586,15 +586,27 @@ func TestIdleConnectionsAreClosedAfterMaxIdleTime(t *testing.T) {
 		}
 		resp.Body.Close()
 	}
-	if len(u.idle) != 1 || !u.sweeping {
-		t.Fatalf("%d idle connections, sweeping is %v", len(u.idle), u.sweeping)
+	if len(u.idle) != 1 || u.sweeper == nil {
+		t.Fatalf("%d idle connections, the sweeper is %v", len(u.idle), u.sweeper)
 	}
 	u.sweep() // too early
 	cn := u.idle[0]
 	cn.idleSince = time.Now().Add(-maxIdleTime)
 	u.sweep()
-	if len(u.idle) != 0 || u.sweeping || cn.quiet() {
-		t.Errorf("%d idle connections, sweeping is %v", len(u.idle), u.sweeping)
+	if len(u.idle) != 0 || u.sweeper != nil || cn.quiet() {
+		t.Errorf("%d idle connections, the sweeper is %v", len(u.idle), u.sweeper)
+	}
+}
+
+// A configuration that was replaced is garbage, also after many reloads.
+func TestCloseIdleLeavesNoTimer(t *testing.T) {
+	u := newResponder(t, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+	if _, err := u.roundTrip(request(t, "GET", "")); err != nil {
+		t.Fatal(err)
+	}
+	u.CloseIdle()
+	if u.sweeper.Stop() {
+		t.Error("a timer keeps the client")
 	}
 }
 
