@@ -97,8 +97,7 @@ func headLength(b []byte) int {
 // ways.
 func parseFields(text string) (http.Header, error) {
 	n := max(1, strings.Count(text, "\n")) - 1 // the last line of a head is empty
-	h := make(http.Header, n)
-	values := make([]string, 0, n)
+	fields := make([]string, 0, 2*n)
 	for line := range strings.SplitSeq(text, "\n") {
 		if line = strings.TrimSuffix(line, "\r"); line == "" {
 			continue
@@ -111,14 +110,9 @@ func parseFields(text string) (http.Header, error) {
 		if !isFieldValue(value) {
 			return nil, fmt.Errorf("the header %.40s of the response contains a control character", name)
 		}
-		if before, ok := h[name]; ok {
-			h[name] = append(before, value)
-			continue
-		}
-		values = append(values, value)
-		h[name] = values[len(values)-1 : len(values) : len(values)]
+		fields = append(fields, name, value)
 	}
-	return h, nil
+	return newHeader(fields), nil
 }
 
 // body determines the length of the body (RFC 9112, section 6.3) and sets

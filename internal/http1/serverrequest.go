@@ -68,8 +68,7 @@ func parsePlainFields(req *http.Request, text string) bool {
 	if n > maxPlainFields {
 		return false
 	}
-	h := make(http.Header, n)
-	values := make([]string, 0, n)
+	fields := make([]string, 0, 2*n)
 	for text != "" {
 		line, rest, _ := strings.Cut(text, "\n")
 		text = rest
@@ -80,34 +79,24 @@ func parsePlainFields(req *http.Request, text string) bool {
 		}
 		value = trimSpace(value)
 		switch name = canonicalName(name); name {
-		case "":
+		case "", "Transfer-Encoding", "Trailer", "Expect", "Upgrade", "Http2-Settings":
 			return false
 		case "Host":
 			if req.Host != "" || !isPlainHost(value) {
 				return false
 			}
 			req.Host = value
-			continue
+		default:
+			fields = append(fields, name, value)
 		}
-		if before, ok := h[name]; ok {
-			h[name] = append(before, value)
-			continue
-		}
-		values = append(values, value)
-		h[name] = values[len(values)-1 : len(values) : len(values)]
 	}
-	req.Header = h
+	req.Header = newHeader(fields)
 	return req.Host != "" && parseFraming(req)
 }
 
 // parseFraming reads the fields of the framing.
 func parseFraming(req *http.Request) bool {
 	h := req.Header
-	for _, name := range [...]string{"Transfer-Encoding", "Trailer", "Expect", "Upgrade", "Http2-Settings"} {
-		if _, ok := h[name]; ok {
-			return false
-		}
-	}
 	switch connection := h["Connection"]; {
 	case len(connection) == 0 || len(connection) == 1 && strings.EqualFold(connection[0], "keep-alive"):
 	case len(connection) == 1 && strings.EqualFold(connection[0], "close"):

@@ -1,6 +1,7 @@
 package http1
 
 import (
+	"net/http"
 	"net/textproto"
 	"strings"
 )
@@ -104,3 +105,19 @@ var knownNames = func() map[string]string {
 	}
 	return names
 }()
+
+// newHeader returns a header of fields: canonical names, each with a value. It
+// keeps the slice.
+func newHeader(fields []string) http.Header {
+	h := make(http.Header, len(fields)/2)
+	for i := 1; i < len(fields); i += 2 {
+		h[fields[i-1]] = fields[i : i+1 : i+1]
+	}
+	if 2*len(h) < len(fields) { // of a name with several values, the last has replaced the others
+		clear(h)
+		for i := 1; i < len(fields); i += 2 {
+			h[fields[i-1]] = append(h[fields[i-1]], fields[i])
+		}
+	}
+	return h
+}
