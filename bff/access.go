@@ -188,7 +188,7 @@ func (a *app) freshSession(r *http.Request, route *route) (*session.Session, err
 		return nil, err
 	}
 	fresh, err := a.refreshFor(r.Context(), current, route)
-	if errors.As(err, new(*session.RefreshError)) {
+	if _, ok := errors.AsType[*session.RefreshError](err); ok {
 		if err := a.touch(r, current); err != nil {
 			return nil, err
 		}

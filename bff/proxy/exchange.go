@@ -47,7 +47,7 @@ type exchange struct {
 	controller http.ResponseController                 // what conn points to
 
 	// What end releases; nil before it is there.
-	clientLeft func() bool
+	clientLeft cancel.Registration
 	stopOnEnd  func()
 	streaming  bool // among Group.streams
 	address    *address
@@ -98,7 +98,7 @@ func (x *exchange) releaseConn() {
 // end releases what the exchange holds.
 func (x *exchange) end() {
 	x.releaseConn()
-	x.clientLeft()
+	x.clientLeft.Stop()
 	if x.stopOnEnd != nil {
 		x.stopOnEnd()
 	}

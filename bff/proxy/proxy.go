@@ -339,7 +339,7 @@ func (p *Proxy) Forward(w http.ResponseWriter, r *http.Request, opts Options) er
 	// The exchange has a context of its own: the request's ends with the
 	// handler, and an event stream continues after it.
 	x := &exchange{p: p, w: w, r: r, opts: opts, credential: opts.Credential, record: opts.Record}
-	x.ctx.Values = context.WithoutCancel(r.Context())
+	x.ctx.Values = cancel.WithoutCancel(r.Context())
 	ctx := context.Context(&x.ctx)
 	if x.record == nil {
 		x.record = new(Record)

@@ -23,7 +23,7 @@ func (x *exchange) stream(ctx context.Context) bool {
 		return false
 	}
 	x.freeFields()
-	x.clientLeft() // net/http does not watch the connection any more
+	x.clientLeft.Stop() // net/http does not watch the connection any more
 	done := func(Record) {}
 	if detach := x.p.group.Detach; detach != nil {
 		done = detach(x.w)

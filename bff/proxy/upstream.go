@@ -252,7 +252,9 @@ func (u *serverSet) send(
 		if !ok {
 			return nil, nil, err // of the attempt before: the first one has a reader
 		}
-		req.Body, req.GetBody = reader, body.getBody
+		if req.Body = reader; body != nil {
+			req.GetBody = body.getBody
+		}
 		var resp *http.Response
 		resp, err = a.roundTrip(x, req, n > 0)
 		x.record.Upstream, x.record.Server, x.record.UpstreamTime = a.at, a.index, before+time.Since(began)

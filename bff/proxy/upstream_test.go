@@ -106,9 +106,8 @@ func TestAnExchangeThatIsOverLeavesItsConnectionAlone(t *testing.T) {
 	t.Parallel()
 	d := new(deadlines)
 	x := &exchange{
-		p:          &Proxy{group: new(Group), servers: new(serverSet)},
-		body:       new(requestBody), // which was not read
-		clientLeft: func() bool { return true },
+		p:    &Proxy{group: new(Group), servers: new(serverSet)},
+		body: new(requestBody), // which was not read
 	}
 	x.conn.Store(http.NewResponseController(d))
 	x.abort(errShutdown)

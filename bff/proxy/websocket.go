@@ -39,13 +39,12 @@ func (x *exchange) tunnel(ctx context.Context) error {
 	}
 	defer client.Close()
 	x.freeFields()
-	x.clientLeft() // to net/http a client that has only stopped sending has left
+	x.clientLeft.Stop() // to net/http a client that has only stopped sending has left
 	closeBoth := func() {
 		client.Close()
 		upstream.Close()
 	}
-	stop := cancel.AfterFunc(ctx, closeBoth)
-	defer stop()
+	defer cancel.AfterFunc(ctx, closeBoth).Stop()
 	client.SetDeadline(time.Time{}) // net/http has set one
 	x.record.Status = http.StatusSwitchingProtocols
 	head := http.Response{StatusCode: x.record.Status, ProtoMajor: 1, ProtoMinor: 1, Header: h}

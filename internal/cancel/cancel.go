@@ -14,8 +14,9 @@ import (
 // Cancel. Its Err is the cause. It must not be copied. The zero value has no
 // values and has not ended.
 type Context struct {
-	// Values has the values of the context, except for the one of SetValue. It
-	// must not be able to end, see context.WithoutCancel. It may be nil.
+	// Values has the values of the context, except for the one of SetValue.
+	// None of them may be a context that can end, see WithoutCancel. It may be
+	// nil.
 	Values context.Context
 
 	key, value any // of SetValue; key is nil before
@@ -57,29 +58,47 @@ func (c *Context) Cancel(cause error) {
 
 // AfterFunc is context.AfterFunc, which uses it for contexts that are derived
 // from c.
-func (c *Context) AfterFunc(f func()) (stop func() bool) {
+func (c *Context) AfterFunc(f func()) (stop func() bool) { return c.register(f).Stop }
+
+func (c *Context) register(f func()) Registration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.err != nil {
 		go f()
-		return func() bool { return false }
+		return Registration{}
 	}
 	if c.funcs == nil {
 		c.funcs = c.first[:0]
 	}
 	c.calls++
-	call := c.calls
-	c.funcs = append(c.funcs, afterFunc{call, f})
-	return func() bool {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		i := slices.IndexFunc(c.funcs, func(a afterFunc) bool { return a.call == call })
-		if i < 0 {
-			return false
-		}
-		c.funcs = slices.Delete(c.funcs, i, i+1)
-		return true
+	c.funcs = append(c.funcs, afterFunc{c.calls, f})
+	return Registration{ctx: c, call: c.calls}
+}
+
+// Registration is a call of the function AfterFunc.
+type Registration struct {
+	ctx  *Context
+	call int
+	stop func() bool // instead of these, for another context
+}
+
+// Stop is what context.AfterFunc returns. It returns false for the zero value.
+func (r Registration) Stop() bool {
+	if r.stop != nil {
+		return r.stop()
 	}
+	if r.ctx == nil {
+		return false
+	}
+	c := r.ctx
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	i := slices.IndexFunc(c.funcs, func(a afterFunc) bool { return a.call == r.call })
+	if i < 0 {
+		return false
+	}
+	c.funcs = slices.Delete(c.funcs, i, i+1)
+	return true
 }
 
 // Done is that of context.Context.
@@ -134,12 +153,20 @@ func SetValue(ctx context.Context, key, value any) bool {
 
 // AfterFunc is context.AfterFunc. For a *Context, also within values, it
 // neither makes a context nor starts a goroutine.
-func AfterFunc(ctx context.Context, f func()) (stop func() bool) {
+func AfterFunc(ctx context.Context, f func()) Registration {
 	if c, ok := ctx.(*Context); ok {
-		return c.AfterFunc(f)
+		return c.register(f)
 	}
 	if c, ok := ctx.Value(self{}).(*Context); ok && ctx.Done() == c.Done() {
-		return c.AfterFunc(f)
+		return c.register(f)
 	}
-	return context.AfterFunc(ctx, f)
+	return Registration{stop: context.AfterFunc(ctx, f)}
+}
+
+// WithoutCancel is context.WithoutCancel for Context.Values.
+func WithoutCancel(ctx context.Context) context.Context {
+	if _, ok := ctx.(*Context); ok {
+		return ctx // its values have no context that can end
+	}
+	return context.WithoutCancel(ctx)
 }

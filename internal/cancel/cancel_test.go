@@ -36,8 +36,8 @@ func TestCancel(t *testing.T) {
 			var called, stopped atomic.Int32
 			for range 6 {
 				AfterFunc(ctx, func() { called.Add(1) })
-				stop := AfterFunc(ctx, func() { stopped.Add(1) })
-				if !stop() || stop() {
+				registration := AfterFunc(ctx, func() { stopped.Add(1) })
+				if !registration.Stop() || registration.Stop() {
 					t.Errorf("%s: stop: got false or twice true, want true once", name)
 				}
 			}
@@ -54,9 +54,9 @@ func TestCancel(t *testing.T) {
 			if got := context.Cause(ctx); got != errCause {
 				t.Errorf("%s: cause: got %v, want %v", name, got, errCause)
 			}
-			stop := AfterFunc(ctx, func() { called.Add(1) })
+			registration := AfterFunc(ctx, func() { called.Add(1) })
 			synctest.Wait()
-			if stop() || called.Load() != 7 {
+			if registration.Stop() || called.Load() != 7 {
 				t.Errorf("%s: after the end: got %d calls, want 7", name, called.Load())
 			}
 		})
@@ -78,7 +78,7 @@ func TestAfterFuncOfDerived(t *testing.T) {
 func TestValues(t *testing.T) {
 	t.Parallel()
 	parent, cancel := context.WithCancelCause(context.WithValue(t.Context(), key("parent"), 1))
-	c := Context{Values: context.WithoutCancel(parent)}
+	c := Context{Values: WithoutCancel(parent)}
 	if !SetValue(&c, key("x"), 2) || SetValue(&c, key("other"), 3) || SetValue(parent, key("x"), 2) {
 		t.Error("SetValue: want true for the first value of a Context alone")
 	}
@@ -86,9 +86,19 @@ func TestValues(t *testing.T) {
 		new(Context).Value(key("none")) != nil {
 		t.Errorf("got %v, %v, %v", c.Value(key("parent")), c.Value(key("x")), c.Value(key("none")))
 	}
+	inner := Context{Values: WithoutCancel(&c)}
+	derived, stop := context.WithCancel(&inner)
+	defer stop()
+	if inner.Value(key("parent")) != 1 || inner.Value(key("x")) != 2 {
+		t.Errorf("got %v, %v", inner.Value(key("parent")), inner.Value(key("x")))
+	}
 	cancel(errCause)
 	if c.Err() != nil || context.Cause(&c) != nil {
 		t.Errorf("got %v, %v, want nil: the values' context does not matter", c.Err(), context.Cause(&c))
+	}
+	c.Cancel(errCause)
+	if inner.Err() != nil || context.Cause(&inner) != nil || derived.Err() != nil {
+		t.Errorf("got %v, %v, want nil: the values' context does not matter", inner.Err(), context.Cause(&inner))
 	}
 }
 
@@ -99,7 +109,7 @@ func TestStoppedFunctionsAreForgotten(t *testing.T) {
 	stop := func() bool { return true }
 	for range 1000 {
 		last := stop
-		stop = AfterFunc(c, func() {})
+		stop = AfterFunc(c, func() {}).Stop
 		if !last() {
 			t.Fatal("the function was not stopped")
 		}

@@ -89,6 +89,7 @@ type conn struct {
 	used      bool // by an earlier request
 	idleSince time.Time
 	deadline  time.Time // of reads; zero: none
+	closeNow  func()    // Close; allocated once
 }
 
 // RoundTrip sends a request with header fields, and returns the response. It
@@ -129,7 +130,7 @@ func (c *Client) send(
 		}
 	}
 	x := &exchange{client: c, conn: cn, ctx: req.Context(), method: req.Method}
-	x.stop = cancel.AfterFunc(x.ctx, func() { cn.Close() })
+	x.stop = cancel.AfterFunc(x.ctx, cn.closeNow)
 	if err = x.send(req, fields, head); err == nil {
 		resp, err = x.receive()
 	}
@@ -197,7 +198,7 @@ func (c *Client) dial(ctx context.Context) (*conn, error) {
 	}
 	rw := socket.New(raw)
 	cn := &conn{Conn: raw, rw: rw, below: rw, opened: time.Now()}
-	cn.r = bufio.NewReaderSize(cn, readBuffer)
+	cn.r, cn.closeNow = bufio.NewReaderSize(cn, readBuffer), func() { cn.Close() }
 	if cn.secure, _ = raw.(*tls.Conn); cn.secure != nil {
 		cn.below = socket.New(cn.secure.NetConn())
 	}

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"sync"
 	"time"
+
+	"github.com/cloakroom-bff/cloakroom/internal/cancel"
 )
 
 // exchange is one request and its response.
@@ -18,9 +20,9 @@ type exchange struct {
 	conn   *conn
 	ctx    context.Context
 	method string
-	stop   func() bool // keeps ctx from closing the connection
-	upload *upload     // nil if the request has no body
-	sent   bool        // completely: HeaderTimeout has started
+	stop   cancel.Registration // keeps ctx from closing the connection
+	upload *upload             // nil if the request has no body
+	sent   bool                // completely: HeaderTimeout has started
 }
 
 // end returns the connection to the idle ones, or closes it if it cannot be
@@ -31,7 +33,7 @@ func (x *exchange) end(reusable bool) {
 	}
 	cn := x.conn
 	x.conn = nil
-	open := x.stop() // false: the context is closing it, perhaps during the next request
+	open := x.stop.Stop() // false: the context is closing it, perhaps during the next request
 	// Data after a response must not be taken for the response to the next
 	// request.
 	if open && reusable && (x.upload == nil || x.upload.complete()) && cn.r.Buffered() == 0 {

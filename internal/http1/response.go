@@ -340,6 +340,6 @@ func (t *tunnel) CloseWrite() error {
 }
 
 func (t *tunnel) Close() error {
-	t.x.stop()
+	t.x.stop.Stop()
 	return t.x.conn.Close()
 }
