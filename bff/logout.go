@@ -74,7 +74,8 @@ func startedByOwnScript(r *http.Request) bool {
 
 // fromScript reports whether a script in a browser sent a POST request. It can
 // read the URL that its request is redirected to, if the server there allows
-// that (Fetch, section 4.10). All browsers send Origin with POST.
+// that (Fetch, section 4.10). Browsers send Origin with POST, also those that
+// do not send Sec-Fetch-Mode.
 func fromScript(r *http.Request) bool {
 	mode := r.Header.Get("Sec-Fetch-Mode")
 	return mode != "" && mode != "navigate" || r.Header.Get("X-Csrf") != "" && r.Header.Get("Origin") != ""

@@ -163,7 +163,8 @@ func AfterFunc(ctx context.Context, f func()) Registration {
 	return Registration{stop: context.AfterFunc(ctx, f)}
 }
 
-// WithoutCancel is context.WithoutCancel for Context.Values.
+// WithoutCancel is context.WithoutCancel for Context.Values. It returns a
+// *Context as it is, since only its values are used there.
 func WithoutCancel(ctx context.Context) context.Context {
 	if _, ok := ctx.(*Context); ok {
 		return ctx // its values have no context that can end
