@@ -82,7 +82,8 @@ func page() string {
 	b.WriteString(`# Errors
 
 Errors are ` + "`application/problem+json`" + ` (RFC 9457). A browser that navigates gets an HTML page with
-the same text instead. Scripts should check ` + "`code`" + `, which is stable. Titles may change.
+the same text instead, but not below a route. Scripts should check ` + "`code`" + `, which is stable. Titles
+may change.
 
 ` + "```json" + `
 {"title":"Not signed in","status":401,"code":"not_signed_in","login_url":"/bff/login","request_id":"72ce2bc5bf62e893"}

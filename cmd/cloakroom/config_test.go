@@ -227,6 +227,9 @@ func TestUsageErrorsExitWithStatus2(t *testing.T) {
 		{[]string{"serve", "--confg", "x"}, "\n"},
 		{[]string{"keygen", "x"}, "\n"},
 		{[]string{"sreve"}, "\n"},
+		{[]string{"sreve", "--config", two}, `unknown command "sreve"; see cloakroom --help`},
+		{[]string{"sessions", "sreve", "--config", two}, `unknown command "sreve"; see cloakroom sessions --help`},
+		{[]string{"demo", "sreve", "--config", two}, `unknown command "sreve"; see cloakroom demo --help`},
 		{[]string{"help", "sreve"}, `unknown command "sreve"`},
 		{[]string{"help", "sessions", "sreve"}, `unknown command "sessions sreve"`},
 		{[]string{"serve", "--config", "/nowhere.yaml"}, "\n"},
@@ -238,6 +241,22 @@ func TestUsageErrorsExitWithStatus2(t *testing.T) {
 		if !strings.Contains(out.String(), test.want) {
 			t.Errorf("%v: got %q, want %q in it", test.args, out.String(), test.want)
 		}
+	}
+}
+
+func TestVersionIsAlsoAFlag(t *testing.T) {
+	t.Parallel()
+	var flag, command bytes.Buffer
+	for _, test := range []struct {
+		arg string
+		out *bytes.Buffer
+	}{{"--version", &flag}, {"version", &command}} {
+		if err := run(t.Context(), []string{test.arg}, noEnv, nil, test.out, test.out); err != nil {
+			t.Fatalf("%s: got %v\n%s", test.arg, err, test.out)
+		}
+	}
+	if flag.String() != command.String() || !strings.HasPrefix(flag.String(), "cloakroom ") {
+		t.Errorf("--version: got %q, want %q as of version", flag.String(), command.String())
 	}
 }
 

@@ -262,6 +262,10 @@ func (i *initializer) nextSteps(project *scaffold.Project) string {
 		steps = append(steps, "  Move index.html and all other files of the app to "+folder(project.OutDir),
 			"      (frontend.dir). Clients can download every file in it: never cloakroom.yaml or secrets/.")
 	}
+	if project.Export != "" {
+		steps = append(steps, "  Build with "+project.Export+".",
+			"      Otherwise the browser's files are not in "+folder(project.OutDir)+" (frontend.dir).")
+	}
 	if project.DevScript != "" {
 		steps = append(steps, "  cloakroom dev --config cloakroom.yaml -- "+project.DevScript,
 			"      runs the app with its APIs, and users of a development provider")

@@ -179,6 +179,28 @@ routes: [{path: /orders/, upstream: 'http://localhost:3000', token: user}]
 	}
 }
 
+// Without an export, out/ never exists, and build/ has the code of a server.
+func TestInitSaysWhatMakesABuildOfFiles(t *testing.T) {
+	t.Parallel()
+	for dependency, want := range map[string]string{
+		"next":          "Build with output: \"export\" in next.config.\n",
+		"@sveltejs/kit": "Build with @sveltejs/adapter-static in svelte.config.js.\n",
+		"nuxt":          "Build with nuxt generate.\n",
+	} {
+		dir := t.TempDir()
+		overwrite(t, filepath.Join(dir, "package.json"), `{"dependencies": {"`+dependency+`": "1"}}`)
+		var out, stderr bytes.Buffer
+		args := []string{"init", "--dir", dir, "--issuer", "https://id.example.com", "--client-id", "spa",
+			"--public-url", "https://app.example.com"}
+		if err := run(t.Context(), args, noEnv, strings.NewReader(""), &out, &stderr); err != nil {
+			t.Fatalf("%s: got %v\n%s", dependency, err, &stderr)
+		}
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("%s: the output lacks %q:\n%s", dependency, want, &out)
+		}
+	}
+}
+
 // What init has written for a folder of plain pages publishes no secret, even
 // if the team sets frontend.dir to the folder itself.
 func TestPlainPagesAreServedWithoutTheSecrets(t *testing.T) {

@@ -87,6 +87,7 @@ func run(
 	root := &cobra.Command{
 		Use:           "cloakroom",
 		Short:         "A backend for a frontend (BFF): keeps the tokens of your app on the server",
+		Version:       versionLine(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
 
@@ -104,8 +105,13 @@ func run(
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		// The flags may be those of the command that was meant.
+		if parsed := c.Flags().Args(); len(parsed) > 0 && c.HasSubCommands() {
+			return noArguments(c, parsed)
+		}
 		return usageError{fmt.Errorf("%w; see %s --help", flagError(err), c.CommandPath())}
 	})
+	root.SetVersionTemplate("{{.Version}}\n")
 	root.AddCommand(demoCommand(getenv), devCommand(), initCommand(), clientCommand(), serveCommand(getenv),
 		reloadCommand(getenv), healthCommand(getenv),
 		checkCommand(getenv), schemaCommand(), cspCommand(), sessionsCommand(getenv), whyCommand(getenv),

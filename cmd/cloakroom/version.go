@@ -14,12 +14,15 @@ func versionCommand() *cobra.Command {
 		Use:   "version",
 		Short: "Print version, commit, its time, and Go version",
 		RunE: func(c *cobra.Command, _ []string) error {
-			v, rev := buildInfo()
-			_, err := fmt.Fprintf(c.OutOrStdout(), "cloakroom %s, commit %s of %s, %s\n",
-				v, rev, buildSetting("vcs.time"), runtime.Version())
+			_, err := fmt.Fprintln(c.OutOrStdout(), versionLine())
 			return err
 		},
 	}
+}
+
+func versionLine() string {
+	v, rev := buildInfo()
+	return fmt.Sprintf("cloakroom %s, commit %s of %s, %s", v, rev, buildSetting("vcs.time"), runtime.Version())
 }
 
 // buildInfo returns version and commit of this build, as the go command has

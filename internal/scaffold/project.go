@@ -23,6 +23,7 @@ import (
 type Project struct {
 	Framework Framework
 	OutDir    string // of the production build, relative to the project
+	Export    string // what makes the build write files for browsers there; empty: every build does
 	DevURL    string // of its development server; empty: it has none
 	DevScript string // command that starts it, such as "npm run dev"; empty: none was found
 	SourceDir string // "src", or "." if there is none
@@ -59,16 +60,17 @@ var signs = []struct {
 	framework  Framework
 	outDir     string
 	devURL     string
+	export     string
 }{
-	{"@angular/core", Angular, "dist", "http://localhost:4200"},
-	{"next", Next, "out", "http://localhost:3000"},
-	{"nuxt", Nuxt, ".output/public", "http://localhost:3000"},
-	{"astro", Astro, "dist", "http://localhost:4321"},
-	{"@sveltejs/kit", SvelteKit, "build", "http://localhost:5173"},
-	{"react-scripts", CreateReact, "build", "http://localhost:3000"},
-	{"@vue/cli-service", VueCLI, "dist", "http://localhost:8080"},
-	{"vite", Vite, "dist", "http://localhost:5173"},
-	{"webpack", Webpack, "dist", "http://localhost:8080"},
+	{"@angular/core", Angular, "dist", "http://localhost:4200", ""},
+	{"next", Next, "out", "http://localhost:3000", `output: "export" in next.config`},
+	{"nuxt", Nuxt, ".output/public", "http://localhost:3000", "nuxt generate"},
+	{"astro", Astro, "dist", "http://localhost:4321", ""},
+	{"@sveltejs/kit", SvelteKit, "build", "http://localhost:5173", "@sveltejs/adapter-static in svelte.config.js"},
+	{"react-scripts", CreateReact, "build", "http://localhost:3000", ""},
+	{"@vue/cli-service", VueCLI, "dist", "http://localhost:8080", ""},
+	{"vite", Vite, "dist", "http://localhost:5173", ""},
+	{"webpack", Webpack, "dist", "http://localhost:8080", ""},
 }
 
 // libraries has the parts of the browser client, and the npm packages that they
@@ -116,6 +118,7 @@ func Detect(dir string) (*Project, error) {
 			continue
 		}
 		project.Framework, project.OutDir, project.DevURL = sign.framework, sign.outDir, sign.devURL
+		project.Export = sign.export
 		if sign.framework == Angular {
 			if project.OutDir, err = angularOutDir(dir); err == nil && contains(dir, project.OutDir) {
 				err = fmt.Errorf("%s: the outputPath %s contains the project, so its secrets would be published; "+

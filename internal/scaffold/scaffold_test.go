@@ -54,7 +54,8 @@ func TestDetectKnowsTheFrameworks(t *testing.T) {
 				"pnpm-lock.yaml": "",
 			},
 			scaffold.Project{Framework: scaffold.SvelteKit, OutDir: "build", DevURL: "http://localhost:5173",
-				DevScript: "pnpm run dev", SourceDir: "."},
+				DevScript: "pnpm run dev", SourceDir: ".",
+				Export: "@sveltejs/adapter-static in svelte.config.js"},
 		},
 		"two libraries, and what two package managers left": {
 			map[string]string{
