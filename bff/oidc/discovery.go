@@ -190,13 +190,14 @@ func (c *Client) discover(ctx context.Context) (*metadata, error) {
 }
 
 // discoveryAdvice returns advice for the operator, to be appended to an error
-// of discovery. It is empty for errors that may be transient.
+// of discovery. It is empty for errors that may be transient, and for those
+// that have advice already.
 func discoveryAdvice(err error) string {
 	status, network := (*jwks.StatusError)(nil), net.Error(nil)
 	switch {
 	case errors.As(err, &status) && status.Location != "":
 		return " (redirects are not followed; set oidc.issuer to the issuer that the metadata there name)"
-	case errors.As(err, &status) && status.Status >= 500, errors.As(err, &network):
+	case errors.As(err, &status) && status.Status >= 500, errors.As(err, &network), tlsAdvice(err) != "":
 		return ""
 	}
 	return " (check oidc.issuer)"

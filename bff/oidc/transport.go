@@ -4,10 +4,13 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"syscall"
 	"time"
 
@@ -94,6 +97,7 @@ func (c *Client) Close() {
 }
 
 // limitResponses fails the reading of a response body beyond maxResponse bytes.
+// To the error of a TLS connection it appends what the operator can do.
 type limitResponses struct{ base http.RoundTripper }
 
 func (t limitResponses) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -103,10 +107,31 @@ func (t limitResponses) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	resp, err := base.RoundTrip(r)
 	if err != nil {
+		if advice := tlsAdvice(err); advice != "" {
+			err = fmt.Errorf("%w%s", err, advice)
+		}
 		return nil, err
 	}
 	resp.Body = &limitedBody{resp.Body, maxResponse + 1}
 	return resp, nil
+}
+
+// tlsAdvice returns advice for the operator, to be appended to the error of a
+// request to the provider. It is empty unless a certificate is the cause.
+func tlsAdvice(err error) string {
+	var unknownCA x509.UnknownAuthorityError
+	var invalid x509.CertificateInvalidError
+	var op *net.OpError
+	switch {
+	case errors.As(err, &unknownCA):
+		return " (put the CA of the provider's certificate into oidc.ca_file, or have the provider send its " +
+			"intermediate certificates)"
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return " (renew the provider's certificate, or correct the clock of this machine)"
+	case errors.As(err, &op) && op.Op == "remote error" && strings.Contains(op.Error(), "certificate"): // a TLS alert
+		return " (check oidc.client_cert_file)"
+	}
+	return ""
 }
 
 // CloseIdleConnections is called by http.Client.CloseIdleConnections.

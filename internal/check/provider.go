@@ -56,12 +56,12 @@ func checkProvider(ctx context.Context, cfg *config.Config) []Finding {
 // discoveryFinding returns what a failed discovery means.
 func (p *provider) discoveryFinding(ctx context.Context, err error) Finding {
 	const key = "oidc.issuer"
-	text := strings.TrimSuffix(strings.TrimPrefix(err.Error(), "discover provider: "), " (check oidc.issuer)")
+	text := strings.TrimPrefix(err.Error(), "discover provider: ")
 	if as[oidc.CapabilityError](err) {
 		return failure("oidc", sentence("The provider does not fit the configuration: "+text),
 			"Change the key of oidc that requires it, or the provider.")
 	}
-	problem := sentence("The provider was not found: " + text)
+	problem := sentence("The provider was not found: " + withoutAdvice(text))
 	status, redirected := errors.AsType[*jwks.StatusError](err)
 	switch causeOf(err) {
 	case causeUnknownCA:
@@ -94,11 +94,21 @@ func (p *provider) discoveryFinding(ctx context.Context, err error) Finding {
 		"Keycloak it is https://HOST/realms/REALM.")
 }
 
+// withoutAdvice returns the text of an error without the advice in parentheses
+// at its end. The fix of the finding is the advice.
+func withoutAdvice(text string) string {
+	if start := strings.LastIndex(text, " ("); start > 0 && strings.HasSuffix(text, ")") {
+		return text[:start]
+	}
+	return text
+}
+
 // unknownCAFix returns what to do if the CA of a peer's certificate is unknown.
 // file is the configured file with CAs, or empty.
 func unknownCAFix(key, file, whose string) string {
 	if file != "" {
-		return fmt.Sprintf("The CA in %s has not signed it: put the CA of %s certificate into %s.", file, whose, key)
+		return fmt.Sprintf("The CA in %s has not signed it: put the CA of %s certificate into %s. An intermediate "+
+			"certificate that the server does not send has the same effect.", file, whose, key)
 	}
 	return fmt.Sprintf("Set %s to a file in PEM with the CA of %s certificate.", key, whose)
 }
