@@ -293,7 +293,7 @@ const idleGrace = 5 * time.Second
 func (s *Server) awaitConnections(ctx context.Context) {
 	begun := time.Now()
 	s.served.Range(func(c, idle any) bool {
-		idle.(*idleTime).goAway(c.(net.Conn))
+		go idle.(*idleTime).goAway(c.(net.Conn)) // bounded by its write deadline
 		return true
 	})
 	for {
@@ -306,7 +306,7 @@ func (s *Server) awaitConnections(ctx context.Context) {
 			open = true
 			since := idle.(*idleTime).get()
 			if !since.IsZero() && min(time.Since(since), time.Since(begun)) >= idleGrace {
-				c.(net.Conn).Close()
+				go c.(net.Conn).Close() // with TLS it may take a while
 			}
 			return true
 		})

@@ -452,6 +452,82 @@ func TestShutdownAbortsAResponseThatIsNotRead(t *testing.T) {
 	}
 }
 
+// Clients that read nothing must not delay the shutdown, each for a while.
+func TestShutdownDoesNotWaitForEachHTTP2ClientThatReadsNothing(t *testing.T) {
+	t.Parallel()
+	certified := httptest.NewTLSServer(nil)
+	defer certified.Close()
+	var written atomic.Int64
+	var inFlight atomic.Int32
+	var cfg bff.Config
+	a := newApp(t, func(_ *app, c *bff.Config) {
+		c.TLS = &tls.Config{Certificates: certified.TLS.Certificates, NextProtos: []string{"h2"}}
+		c.ShutdownGrace = time.Second
+		c.Frontend = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			inFlight.Add(1)
+			defer inFlight.Add(-1)
+			for {
+				n, err := w.Write(block[:32<<10])
+				if err != nil {
+					return
+				}
+				written.Add(int64(n))
+			}
+		})
+		cfg = *c
+	})
+	l := listen(t)
+	_, stop, result := serve(t, cfg, l)
+	const clients = 40
+	var framers []*http2.Framer
+	for range clients {
+		raw, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw.(*net.TCPConn).SetReadBuffer(1)
+		c := tls.Client(raw, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
+		defer c.Close()
+		io.WriteString(c, http2.ClientPreface)
+		framer := http2.NewFramer(c, c)
+		const window = 1<<31 - 1
+		framer.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: window})
+		framer.WriteWindowUpdate(0, window-1<<16)
+		var fields bytes.Buffer
+		encoder := hpack.NewEncoder(&fields)
+		for _, field := range []hpack.HeaderField{
+			{Name: ":method", Value: "GET"}, {Name: ":scheme", Value: "https"}, {Name: ":path", Value: "/"},
+			{Name: ":authority", Value: strings.TrimPrefix(a.url, "http://")},
+		} {
+			encoder.WriteField(field)
+		}
+		framer.WriteHeaders(http2.HeadersFrameParam{
+			StreamID: 1, BlockFragment: fields.Bytes(), EndHeaders: true, EndStream: true,
+		})
+		framers = append(framers, framer)
+	}
+	before := int64(-1)
+	waitFor(t, "the clients' buffers are full", func() bool {
+		time.Sleep(200 * time.Millisecond)
+		n := written.Load()
+		full := inFlight.Load() == clients && n == before
+		before = n
+		return full
+	})
+	for _, framer := range framers {
+		framer.WriteRSTStream(1, http2.ErrCodeCancel)
+	}
+	waitFor(t, "the connections are idle", func() bool { return inFlight.Load() == 0 })
+	begun := time.Now()
+	stop()
+	if err := <-result; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+	if took := time.Since(begun); took > clients*time.Second/2 {
+		t.Errorf("the shutdown took %v, want no second for each client", took)
+	}
+}
+
 // A second call of Run fails, and leaves what the first one does alone.
 func TestSecondRunLeavesTheFirstAlone(t *testing.T) {
 	t.Parallel()
