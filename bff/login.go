@@ -466,7 +466,7 @@ func isSilentRefusal(code string) bool {
 func authorizationProblem(err error) error {
 	switch {
 	case errors.Is(err, oidc.ErrUnavailable):
-		return problem.ProviderUnavailable.WithCause(err)
+		return providerUnavailable(err)
 	case errors.Is(err, oidc.ErrRefused):
 		return problem.LoginRefused.WithCause(err)
 	}
@@ -482,11 +482,22 @@ func tokenErrorProblem(err error) error {
 	case errors.As(err, &known):
 		return err
 	case errors.Is(err, session.ErrNoResponse), errors.Is(err, oidc.ErrUnavailable):
-		return problem.ProviderUnavailable.WithCause(err)
+		return providerUnavailable(err)
 	case errors.As(err, &unrefreshed) && errors.As(err, &refusal) && refusal.Unavailable():
-		return problem.ProviderUnavailable.WithCause(err)
+		return providerUnavailable(err)
 	case errors.Is(err, session.ErrRefused), errors.As(err, &refusal):
 		return problem.LoginRefused.WithCause(err)
 	}
 	return problem.LoginInvalid.WithCause(err)
+}
+
+// providerUnavailable returns the problem for a provider that does not respond,
+// or not now. If the provider says when to retry, the client is told so.
+func providerUnavailable(err error) *problem.Problem {
+	p := problem.ProviderUnavailable.WithCause(err)
+	var unrefreshed *session.RefreshError
+	if errors.As(err, &unrefreshed) && unrefreshed.RetryAfter > 0 {
+		p = p.WithRetryAfter(unrefreshed.RetryAfter)
+	}
+	return p
 }

@@ -146,6 +146,47 @@ func TestTokenWithoutExpiresInExpires(t *testing.T) {
 	}
 }
 
+// RFC 9110 10.2.3: what the provider asks for at a login is passed on, within
+// bounds.
+func TestLoginPassesRetryAfterOn(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		path   string
+		status int
+		asked  string
+		want   string
+	}{
+		"pushed request, 429":      {"/par", 429, "20", "20"},
+		"pushed request, 503":      {"/par", 503, "", "5"},
+		"code exchange, 429":       {"/token", 429, "20", "20"},
+		"code exchange, 503":       {"/token", 503, "", "5"},
+		"code exchange, no number": {"/token", 503, "soon", "5"},
+		"code exchange, an hour":   {"/token", 503, "3600", "30"},
+		"code exchange, for ever":  {"/token", 503, "Fri, 31 Dec 9999 23:59:59 GMT", "30"},
+		"userinfo, 429":            {"/userinfo", 429, "20", "20"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.UserInfo = true })
+			a.recordCalls(replaceResponse(test.path, func(w http.ResponseWriter, _ *http.Request) {
+				if test.asked != "" {
+					w.Header().Set("Retry-After", test.asked)
+				}
+				w.WriteHeader(test.status)
+			}))
+			b := a.browser()
+			resp := b.Navigate("/bff/login")
+			if test.path != "/par" {
+				resp = b.SignIn("alice", "")
+			}
+			wantPage(t, resp, 503, "provider_unavailable")
+			if got := resp.Header.Get("Retry-After"); got != test.want {
+				t.Errorf("Retry-After: got %q, want %q", got, test.want)
+			}
+		})
+	}
+}
+
 // RFC 9110 10.2.3: the refresh waits for the Retry-After of the provider, which
 // is passed on.
 func TestRefreshHonoursRetryAfter(t *testing.T) {

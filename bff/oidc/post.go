@@ -103,14 +103,14 @@ func (c *Client) do(client *http.Client, req *http.Request) (*http.Response, []b
 	return resp, body, nil
 }
 
-// retryAfter parses Retry-After (RFC 9110, section 10.2.3). It returns 0 if the
-// value is missing or invalid.
+// retryAfter parses Retry-After (RFC 9110, section 10.2.3), and returns at most
+// maxProviderPause. It returns 0 if the value is missing or invalid.
 func retryAfter(value string) time.Duration {
-	if seconds, err := strconv.Atoi(value); err == nil && seconds > 0 {
-		return time.Duration(min(seconds, 3600)) * time.Second
+	if seconds, err := strconv.ParseUint(value, 10, 31); err == nil {
+		return min(time.Duration(seconds)*time.Second, maxProviderPause)
 	}
 	if at, err := http.ParseTime(value); err == nil {
-		return max(0, time.Until(at))
+		return min(max(0, time.Until(at)), maxProviderPause)
 	}
 	return 0
 }
