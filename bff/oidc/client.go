@@ -128,7 +128,7 @@ func New(cfg Config) (*Client, error) {
 		cfg: cfg, keys: keys, targets: make(map[string]Target), log: cfg.Logger,
 		certificates: new(peerCertificates),
 		ready:        make(chan struct{}), attempted: make(chan struct{}),
-		idTokenFetches: rate.NewLimiter(rate.Every(10*time.Second), 3),
+		idTokenFetches: rate.NewLimiter(rate.Every(time.Second), 5),
 		logoutFetches:  rate.NewLimiter(rate.Every(700*time.Millisecond), 3),
 	}
 	for _, t := range cfg.Targets {
