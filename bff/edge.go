@@ -26,12 +26,13 @@ func (a *app) checkAuthority(w *response, r *http.Request) error {
 		w.Header().Set("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
 		return problem.MethodNotAllowed
 	}
+	// A whole URL as the target would override the header Host (RFC 9112,
+	// section 3.2.2), which others on the way may use. In HTTP/2 :path has no
+	// host (RFC 9113, section 8.3.1), but net/http accepts one.
+	if r.URL.Host != "" {
+		return problem.AmbiguousHost.WithCause(errors.New("the request target is a whole URL"))
+	}
 	if r.ProtoMajor == 1 {
-		// An absolute URL would override the header Host (RFC 9112, section
-		// 3.2.2), which others on the way may use.
-		if r.URL.Host != "" {
-			return problem.AmbiguousHost.WithCause(errors.New("the request target is a whole URL"))
-		}
 		a.ignoreUpgrade(w, r)
 	} else if hosts := r.Header["Host"]; len(hosts) > 1 || len(hosts) == 1 && !strings.EqualFold(hosts[0], r.Host) {
 		// RFC 9113, section 8.3.1

@@ -182,6 +182,26 @@ func TestMalformedHTTP2RequestsAreNotForwarded(t *testing.T) {
 	}
 }
 
+// A proxy in front could take a whole URL in :path for another path than
+// net/url does (RFC 9113, section 8.3.1).
+func TestHTTP2PathHasNeitherSchemeNorHost(t *testing.T) {
+	t.Parallel()
+	f := newProtocolServer(t, nil)
+	w := f.pairs[0]
+	w.handle(func(http.ResponseWriter, *http.Request) {})
+	host := strings.TrimPrefix(f.url, "http://")
+	cookie := f.browser.Cookies()[0]
+	for before, want := range map[string]int{
+		"": 200, "https://" + host: 400, "https://evil.example": 400, "https://": 400, "https:": 400, "foo:": 400,
+	} {
+		got := requestHTTP2(t, f.dialHTTP2(t), ":method", "GET", ":scheme", "https", ":authority", host,
+			":path", before+w.path+"x", "cookie", cookie.Name+"="+cookie.Value, "sec-fetch-site", "same-origin")
+		if got != want {
+			t.Errorf("%q before the path: got status %d, want %d", before, got, want)
+		}
+	}
+}
+
 // A request without a body arrives without one. Otherwise each GET would have a
 // body in HTTP/2, and a Content-Length in HTTP/1.1.
 func TestRequestWithoutABodyHasNoneAtTheUpstream(t *testing.T) {

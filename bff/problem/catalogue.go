@@ -14,8 +14,8 @@ var (
 	AmbiguousHost = define(&Problem{
 		Status: 400, Code: "ambiguous_host", Title: "The request names its host twice",
 		Detail: "Send only the path in the request line.",
-		When: "An HTTP/1.1 request has an absolute URL in the request line, or an HTTP/2 request has a " +
-			"`host` field that differs from `:authority`, or several.",
+		When: "A request has an absolute URL as its target: in the request line, or in HTTP/2 as `:path`. Or " +
+			"an HTTP/2 request has a `host` field that differs from `:authority`, or several.",
 	})
 	AmbiguousPath = define(&Problem{
 		Status: 400, Code: "ambiguous_path", Title: "The path is ambiguous",

@@ -386,10 +386,14 @@ func foldRune(c rune) rune {
 	return unicode.ToLower(folded)
 }
 
-// CheckTarget returns an error if a request target has what no target can have,
-// so that it would be changed on its way.
+// CheckTarget returns an error if a request target is not in the origin form
+// (RFC 9112, section 3.2.1), or has what no target can have, so that it would
+// be changed on its way. It accepts the empty target of a request that did not
+// come from a server.
 func CheckTarget(target string) error {
 	switch {
+	case target != "" && target[0] != '/': // net/url takes foo:/a for the path /a
+		return fmt.Errorf("target %.80q does not begin with a slash", target)
 	case !isASCII(target): // RFC 3986, section 2: it is to be percent-encoded
 		return fmt.Errorf("target %.80q is not ASCII", target)
 	case strings.Contains(target, "#"):
