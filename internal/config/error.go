@@ -286,7 +286,7 @@ func serverKey(field string) string {
 	if !ok {
 		return field
 	}
-	return key + snakeCase(index)
+	return key + strings.Replace(snakeCase(index), "].tls", "].upstream_tls.cert_file", 1)
 }
 
 // snakeCase writes a name in Go as a key: "[0].MaxBody" as "[0].max_body".

@@ -2,7 +2,12 @@ package config
 
 import (
 	"errors"
+	"reflect"
+	"slices"
+	"strings"
 	"testing"
+
+	"github.com/cloakroom-bff/cloakroom/bff"
 )
 
 func TestProblemsHaveKeyValueAndProblem(t *testing.T) {
@@ -52,5 +57,20 @@ oidc: {issuer: "https://id.example.com", client_id: spa, client_auth: private_ke
 	want := "oidc.client_key: [redacted] does not consist of private keys in PEM"
 	if err := build(c); err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
+	}
+}
+
+// A mistake in a route names a key that exists.
+func TestEachFieldOfARouteHasAKey(t *testing.T) {
+	t.Parallel()
+	for i := range reflect.TypeFor[bff.Route]().NumField() {
+		field := reflect.TypeFor[bff.Route]().Field(i).Name
+		if field == "Handler" || field == "NoRetry" { // which a file cannot set, and cannot set wrongly
+			continue
+		}
+		key := strings.Replace(serverKey("Routes[0]."+field), "[0]", "[]", 1)
+		if !slices.ContainsFunc(Keys, func(k Key) bool { return k.Name == key || strings.HasPrefix(k.Name, key+".") }) {
+			t.Errorf("%s: got %s, which is no key", field, key)
+		}
 	}
 }
