@@ -1,6 +1,7 @@
 package session_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -189,10 +190,35 @@ func TestSessionsEndAlsoIfTheCallerIsGone(t *testing.T) {
 	}
 }
 
-// obedientStore takes time, and stops when the context is done.
+// A call of a Redis that does not respond takes 2.5 s. Users wait for 5 s at
+// most.
+func TestEndingOfASessionFailsSoonInAnOutage(t *testing.T) {
+	for name, end := range endings {
+		synctest.Test(t, func(t *testing.T) {
+			store := &obedientStore{Memory: new(tokenstore.Memory)}
+			m := newManager(t, session.Config{Store: store})
+			other, _ := signIn(t, m, tokens())
+			s, ticket := signIn(t, m, tokens())
+			store.takes, store.fails = 2500*time.Millisecond, errors.New("i/o timeout")
+			began := time.Now()
+			if err := end(t.Context(), m, s, other); !errors.Is(err, session.ErrStore) {
+				t.Errorf("%s: got %v, want an error of the store", name, err)
+			}
+			if took := time.Since(began); took > 5*time.Second {
+				t.Errorf("%s: took %v, want 5 s at most", name, took)
+			}
+			store.takes, store.fails = 0, nil
+			wantAlive(t, m, ticket, name)
+		})
+	}
+}
+
+// obedientStore takes time, and stops when the context is done. If fails is
+// set, that is the error of all calls.
 type obedientStore struct {
 	*tokenstore.Memory
 	takes time.Duration
+	fails error
 }
 
 func (s *obedientStore) wait(ctx context.Context) error {
@@ -200,8 +226,15 @@ func (s *obedientStore) wait(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-time.After(s.takes):
-		return ctx.Err()
+		return cmp.Or(ctx.Err(), s.fails)
 	}
+}
+
+func (s *obedientStore) Create(ctx context.Context, key string, value []byte, ttl time.Duration) (bool, error) {
+	if err := s.wait(ctx); err != nil {
+		return false, err
+	}
+	return s.Memory.Create(ctx, key, value, ttl)
 }
 
 func (s *obedientStore) Get(ctx context.Context, key string) ([]byte, time.Duration, bool, error) {

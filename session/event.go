@@ -128,14 +128,16 @@ func (s *Session) ending(reason Reason, cause error) ending {
 func (m *Manager) end(ctx context.Context, e ending) error {
 	id := e.id
 	first, err := m.bury(ctx, id, e.reason, e.until)
+	remove := m.delete
 	if err != nil {
+		remove = m.deleteApart
 		first = true // reported twice rather than not at all
 		m.log.DebugContext(ctx, "tombstone not written", "session", id, "err", err)
 	}
 	// Before the record is gone: noticeEnd would take the report for that of
 	// another replica.
 	report := first && m.reported.add(id)
-	if err := m.delete(ctx, id); err != nil {
+	if err := remove(ctx, id); err != nil {
 		if report {
 			m.reported.remove(id)
 		}

@@ -386,18 +386,32 @@ func (m *Manager) End(ctx context.Context, s *Session, reason Reason) error {
 // returns without an error, no replica finds the session in the store. Shortly
 // afterwards no replica finds the session in a cache.
 func (m *Manager) delete(ctx context.Context, id string) error {
-	if err := m.cfg.Store.Delete(ctx, recordKey(id), infoKey(id)); err != nil {
-		// In a Redis Cluster this may be a failure of the info alone. That does
-		// no harm, since the info expires.
-		if m.cfg.Store.Delete(ctx, recordKey(id)) != nil {
-			return err
-		}
+	if m.cfg.Store.Delete(ctx, recordKey(id), infoKey(id)) != nil {
+		return m.deleteApart(ctx, id)
+	}
+	m.noteDeleted(id)
+	return nil
+}
+
+// deleteApart is delete for a store that has just failed. In a Redis Cluster,
+// that may be a failure of other keys than the record. So the record is deleted
+// alone, and first: each call of a store that does not respond takes seconds.
+func (m *Manager) deleteApart(ctx context.Context, id string) error {
+	if err := m.cfg.Store.Delete(ctx, recordKey(id)); err != nil {
+		return err
+	}
+	m.noteDeleted(id)
+	if err := m.cfg.Store.Delete(ctx, infoKey(id)); err != nil {
 		m.log.DebugContext(ctx, "info of an ended session not deleted; it expires", "session", id, "err", err)
 	}
+	return nil
+}
+
+// noteDeleted takes note that this replica has deleted a session.
+func (m *Manager) noteDeleted(id string) {
 	m.failover.deleted(id)
 	m.cache.drop(id)
 	m.followers.markChanged(id)
-	return nil
 }
 
 // recordKey and leaseKey are the keys in the store of a session's record, and

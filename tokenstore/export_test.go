@@ -21,5 +21,8 @@ func (s *Redis) FoundDead() bool { return s.suspect.Load() > 0 }
 // TryTimeout limits the first try of an operation.
 const TryTimeout = tryTimeout
 
+// WithHint adds a hint for the operator to an error.
+var WithHint = withHint
+
 // WarnOfServer logs what the response of INFO shows.
 var WarnOfServer = warnOfServer

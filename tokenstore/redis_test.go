@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/x509"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -252,6 +253,13 @@ func wantHint(t *testing.T, store *tokenstore.Redis, want string) {
 
 func TestErrorsHaveHints(t *testing.T) {
 	t.Parallel()
+	t.Run("Closed", func(t *testing.T) { // in the moment of a failover
+		t.Parallel()
+		err := tokenstore.WithHint(&net.OpError{Op: "read", Net: "tcp", Err: net.ErrClosed})
+		if want := "Redis has a new master"; !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("got %v, want an error with: %s", err, want)
+		}
+	})
 	t.Run("Full", func(t *testing.T) {
 		t.Parallel()
 		server := redistest.Start(t, "--maxmemory", "2mb", "--maxmemory-policy", "noeviction")

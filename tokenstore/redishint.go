@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"strconv"
 	"strings"
 	"syscall"
@@ -59,6 +60,8 @@ func withHint(err error) error {
 	case errors.Is(err, io.EOF), errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNRESET):
 		hint = "Redis closed the connection: it restarted, has no free connections (maxclients) or " +
 			"expects TLS (rediss:)"
+	case errors.Is(err, net.ErrClosed): // by the Sentinel client
+		hint = "Redis has a new master, so the connection to the one before was closed"
 	case errors.Is(err, context.DeadlineExceeded), isTimeout(err):
 		hint = "Redis did not respond in time"
 	default:
