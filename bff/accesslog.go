@@ -65,9 +65,10 @@ func (f *requestFilter) includes(path string, status int, failed bool) bool {
 	return !slices.ContainsFunc(f.exclude, func(excluded string) bool { return urlpath.Under(path, excluded) })
 }
 
-// logRequest writes the line of the access log, as the configuration in force
-// demands. That may be a later one than that of the request.
-func (a *app) logRequest(w *response) {
+// logRequest writes the line of the access log of a request that has ended at a
+// time, as the configuration in force demands. That may be a later one than
+// that of the request.
+func (a *app) logRequest(w *response, ended time.Time) {
 	if w.problem == nil && w.exchange.Err != nil {
 		w.problem = problemOf(w.exchange.Err)
 	}
@@ -83,7 +84,6 @@ func (a *app) logRequest(w *response) {
 	if !filter.includes(path, status, w.problem != nil) || !a.log.Enabled(context.Background(), level) {
 		return
 	}
-	now := time.Now()
 	attrs := append(make([]slog.Attr, 0, 16),
 		slog.String("request", w.requestID),
 		slog.String("client", w.client),
@@ -91,7 +91,7 @@ func (a *app) logRequest(w *response) {
 		slog.String("path", truncate(w.path, maxLogged)),
 		slog.Int("status", status),
 		slog.Int64("bytes", w.bytes+w.exchange.Bytes),
-		slog.Float64("ms", milliseconds(now.Sub(w.began))),
+		slog.Float64("ms", milliseconds(ended.Sub(w.began))),
 	)
 	if w.route != "" {
 		attrs = append(attrs, slog.String("route", w.route))
@@ -120,7 +120,7 @@ func (a *app) logRequest(w *response) {
 	}
 	// Logger.LogAttrs would look for the position in the source, which costs as
 	// much as four attributes.
-	record := slog.NewRecord(now, level, "request", 0)
+	record := slog.NewRecord(ended, level, "request", 0)
 	record.AddAttrs(attrs...)
 	a.log.Handler().Handle(context.Background(), record)
 }

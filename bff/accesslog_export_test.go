@@ -14,5 +14,5 @@ func (s *Server) LogRequest(path string) {
 		method: http.MethodGet, path: path, route: "/api/", status: http.StatusOK, bytes: 1234,
 		session: "AAAAAAAAAAAAAAAAAAAAAA", subject: "auth0|0123456789abcdef01234567",
 		exchange: proxy.Record{Upstream: "10.0.0.1:8080", UpstreamTime: 3 * time.Millisecond},
-	})
+	}, time.Now())
 }

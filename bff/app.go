@@ -253,8 +253,9 @@ func (a *app) handle(rw http.ResponseWriter, r *http.Request, serve func(*respon
 			w.problem = problem.BodyTooSlow.WithCause(a.pace.Explain(pace.ErrSlowReader))
 		}
 		if !w.detached {
-			w.countRequest(cause != nil)
-			a.logRequest(w)
+			ended := time.Now()
+			w.countRequest(ended, cause != nil)
+			a.logRequest(w, ended)
 			a.endSpan(w)
 			a.leave()
 		}

@@ -73,8 +73,9 @@ func (a *app) detach(rw http.ResponseWriter) (done func(proxy.Record)) {
 	}
 	return func(record proxy.Record) {
 		stream.exchange = record
-		stream.countRequest(false)
-		a.logRequest(stream)
+		ended := time.Now()
+		stream.countRequest(ended, false)
+		a.logRequest(stream, ended)
 		a.endSpan(stream)
 		a.leave()
 	}

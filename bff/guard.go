@@ -92,13 +92,13 @@ func callbackNavigation(a *app, r *http.Request) error {
 // 10017, section 6.1.3.3.2), and no preflight succeeds. Sec-Fetch-Site and
 // Origin are checked too.
 func csrfHeader(a *app, r *http.Request) error {
-	switch v := r.Header.Values("X-Csrf"); {
+	switch v := r.Header["X-Csrf"]; {
 	case len(v) == 0:
 		return problem.CSRF.WithCause(errors.New("the header X-CSRF is missing"))
 	case len(v) != 1 || v[0] != "1":
 		return problem.CSRF.WithCause(fmt.Errorf("the header X-CSRF is %.20q, want 1", v))
 	}
-	if site := r.Header.Values("Sec-Fetch-Site"); len(site) > 0 && (len(site) != 1 || site[0] != "same-origin") {
+	if site := r.Header["Sec-Fetch-Site"]; len(site) > 0 && (len(site) != 1 || site[0] != "same-origin") {
 		return problem.CSRF.WithCause(fmt.Errorf("Sec-Fetch-Site is %.40q", site))
 	}
 	return a.originAllowed(r)
@@ -109,7 +109,7 @@ func csrfHeader(a *app, r *http.Request) error {
 // EventSource, WebSocket, images, downloads. A request without such a mark is
 // refused.
 func sameOrigin(a *app, r *http.Request) error {
-	site, origin := r.Header.Values("Sec-Fetch-Site"), r.Header.Values("Origin")
+	site, origin := r.Header["Sec-Fetch-Site"], r.Header["Origin"]
 	switch {
 	case len(site) == 0 && len(origin) == 0:
 		return problem.CSRF.WithCause(errors.New("the headers Sec-Fetch-Site and Origin are missing"))
@@ -147,7 +147,7 @@ func headerOrMetadata(a *app, r *http.Request) error {
 // Origin null if Sec-Fetch-Site is same-origin: a browser sends that for a form
 // of a page whose referrer policy is no-referrer (Fetch, section 3.2).
 func (a *app) originAllowed(r *http.Request) error {
-	origin := r.Header.Values("Origin")
+	origin := r.Header["Origin"]
 	switch {
 	case len(origin) == 0, len(origin) == 1 && origin[0] == a.origin:
 		return nil

@@ -266,9 +266,9 @@ func (r *routeMetrics) durationOf(class int) prometheus.Observer {
 	return o
 }
 
-// countRequest counts a request that has ended. panicked means that there is no
-// status because the handler failed.
-func (w *response) countRequest(panicked bool) {
+// countRequest counts a request that has ended at a time. panicked means that
+// there is no status because the handler failed.
+func (w *response) countRequest(ended time.Time, panicked bool) {
 	status := w.status
 	if w.exchange.Status != 0 {
 		status = w.exchange.Status
@@ -276,12 +276,12 @@ func (w *response) countRequest(panicked bool) {
 		status = http.StatusInternalServerError
 	}
 	class := classOf(status)
-	took := time.Since(w.began)
+	took := ended.Sub(w.began)
 	w.metrics.requests[class].Inc()
 	if !w.exchange.Stream {
 		w.metrics.durationOf(class).Observe(took.Seconds())
 	}
-	w.server.hour.countRequest(w.began.Add(took), class, took, w.exchange.Upstream != "" && !w.exchange.Stream)
+	w.server.hour.countRequest(ended, class, took, w.exchange.Upstream != "" && !w.exchange.Stream)
 	if w.exchange.Upstream != "" {
 		w.metrics.upstreams[w.exchange.Server].Observe(w.exchange.UpstreamTime.Seconds())
 	}

@@ -102,11 +102,10 @@ func parseFields(text string) (http.Header, error) {
 		if line = strings.TrimSuffix(line, "\r"); line == "" {
 			continue
 		}
-		name, value, ok := strings.Cut(line, ":")
-		if name = canonicalName(name); !ok || name == "" {
+		name, value, ok := cutField(line)
+		if !ok {
 			return nil, errors.New("malformed header line in the response") // not shown: it may be secret
 		}
-		value = trimSpace(value)
 		if !isFieldValue(value) {
 			return nil, fmt.Errorf("the header %.40s of the response contains a control character", name)
 		}

@@ -201,7 +201,7 @@ func (w *responseWriter) flush(last bool) error {
 	}
 	w.need()
 	var trailer http.Header
-	if last {
+	if last && w.length < 0 { // otherwise it is not sent in chunks
 		trailer = w.trailer()
 	}
 	start := w.bodyAt

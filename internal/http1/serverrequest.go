@@ -72,14 +72,13 @@ func parsePlainFields(req *http.Request, text string) bool {
 	for text != "" {
 		line, rest, _ := strings.Cut(text, "\n")
 		text = rest
-		line, ok := strings.CutSuffix(line, "\r")
-		name, value, hasColon := strings.Cut(line, ":")
-		if !ok || !hasColon || !isFieldValue(value) {
+		line, hasCR := strings.CutSuffix(line, "\r")
+		name, value, ok := cutField(line)
+		if !hasCR || !ok || !isFieldValue(value) {
 			return false
 		}
-		value = trimSpace(value)
-		switch name = canonicalName(name); name {
-		case "", "Transfer-Encoding", "Trailer", "Expect", "Upgrade", "Http2-Settings":
+		switch name {
+		case "Transfer-Encoding", "Trailer", "Expect", "Upgrade", "Http2-Settings":
 			return false
 		case "Host":
 			if req.Host != "" || !isPlainHost(value) {

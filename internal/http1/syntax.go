@@ -69,28 +69,32 @@ func trimSpace(value string) string {
 	return value
 }
 
-// canonicalName is textproto.CanonicalMIMEHeaderKey. It looks nothing up for a
-// name that is canonical, and allocates nothing for those that browsers and
-// proxies send in lower case. It returns an empty string if name is no token.
-func canonicalName(name string) string {
+// cutField returns the name of a field line, in the spelling of
+// textproto.CanonicalMIMEHeaderKey, and the value without the spaces around it.
+// It looks nothing up for a name that is canonical, and allocates nothing for
+// those that browsers and proxies send in lower case. ok is false if the line
+// does not begin with a token and a colon.
+func cutField(line string) (name, value string, ok bool) {
 	canonical, first := true, true // first of a word
-	for i := range len(name) {
-		c := name[i]
-		if !tokenByte[c] {
-			return ""
-		}
+	at := 0
+	for ; at < len(line) && tokenByte[line[at]]; at++ {
+		c := line[at]
 		if first && 'a' <= c && c <= 'z' || !first && 'A' <= c && c <= 'Z' {
 			canonical = false
 		}
 		first = c == '-'
 	}
+	if at == 0 || at == len(line) || line[at] != ':' {
+		return "", "", false
+	}
+	name, value = line[:at], trimSpace(line[at+1:])
 	if canonical {
-		return name
+		return name, value, true
 	}
 	if known, ok := knownNames[name]; ok {
-		return known
+		return known, value, true
 	}
-	return textproto.CanonicalMIMEHeaderKey(name)
+	return textproto.CanonicalMIMEHeaderKey(name), value, true
 }
 
 // knownNames are canonical names by what clients send.
