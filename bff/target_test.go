@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -313,6 +314,19 @@ func TestUnavailableTargetKeepsTheSession(t *testing.T) {
 			t.Errorf("%s: %d requests to the provider, want 1 during the backoff", fault, exchanges)
 		}
 	}
+	t.Run("Retry-After", func(t *testing.T) {
+		a := newTargetApp(t, nil)
+		b := a.signedIn()
+		a.recordCalls(replaceResponse("/token", func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Retry-After", "20")
+			w.WriteHeader(429)
+		}))
+		resp := b.Fetch("GET", "/exchanged/x")
+		wantProblem(t, resp, 503, "provider_unavailable")
+		if got, _ := strconv.Atoi(resp.Header.Get("Retry-After")); got < 20 || got > 25 { // with jitter
+			t.Errorf("Retry-After: got %d, want 20 to 25", got)
+		}
+	})
 	t.Run("another type of response", func(t *testing.T) {
 		a := newTargetApp(t, nil)
 		b := a.signedIn()

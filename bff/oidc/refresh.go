@@ -174,7 +174,11 @@ func (c *Client) tokenExchange(
 		return session.RefreshResult{}, fmt.Errorf("exchange the access token: %w", err)
 	}
 	if refusal := (*Error)(nil); errors.As(err, &refusal) {
-		return session.RefreshResult{}, &session.RefreshError{Err: fmt.Errorf("exchange the access token: %w", refusal)}
+		kept := &session.RefreshError{Err: fmt.Errorf("exchange the access token: %w", refusal)}
+		if transient := (*session.RefreshError)(nil); errors.As(err, &transient) {
+			kept.RetryAfter = transient.RetryAfter
+		}
+		return session.RefreshResult{}, kept
 	}
 	if err != nil {
 		return session.RefreshResult{}, fmt.Errorf("exchange the access token: %w", err)
