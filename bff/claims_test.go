@@ -156,6 +156,19 @@ func TestInvalidUserInfoFailsTheLogin(t *testing.T) {
 	}
 }
 
+// A call waits for new tokens. While the userinfo endpoint does not respond, it
+// gets them without new claims.
+func TestRefreshWithoutUserInfoIsInTime(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, withUserInfo)
+	b := a.expired()
+	a.recordCalls(replaceResponse("/userinfo", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+	wantOK(t, b.Fetch("GET", "/api/x"))
+	if email := user(t, b)["email"]; email == nil {
+		t.Error("the claims are lost")
+	}
+}
+
 func TestOtherJWTsAreNoSignedUserInfo(t *testing.T) {
 	t.Parallel()
 	a := newAppWith(t, func(c *devidp.Config) { c.Clients[0].SignedUserInfo = true }, withUserInfo)

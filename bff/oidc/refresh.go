@@ -122,8 +122,9 @@ func (c *Client) acceptIDToken(
 	ctx context.Context, m *metadata, s *session.Session, target string, result session.RefreshResult,
 ) (session.RefreshResult, error) {
 	tokens := result.Tokens
-	// Bounded, because the new refresh token has to be stored.
-	ctx, cancel := context.WithTimeout(ctx, c.cfg.MaxWait())
+	// Bounded, because the new refresh token has to be stored, and callers wait
+	// for the new access token.
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.MaxWait()/2)
 	defer cancel()
 	id, err := c.verifyIDToken(ctx, m, tokens)
 	if err == nil {
