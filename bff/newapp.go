@@ -96,7 +96,7 @@ func (a *app) addProvider(cfg Config) error {
 	}
 	var err error
 	a.provider, err = oidc.New(p)
-	return errors.Join(err, a.setClientTokens(), a.checkResources(p.Resources))
+	return errors.Join(configerr.In("Provider", err), a.setClientTokens(), a.checkResources(p.Resources))
 }
 
 // addSessions sets the sessions, whose tokens the provider issues, and what is
@@ -114,7 +114,7 @@ func (a *app) addSessions(cfg Config, publicURL *url.URL) error {
 	sessions.Wait, sessions.AccessTokenLifetime = cfg.Provider.Wait, cfg.Provider.AccessTokenLifetime
 	var err error
 	if a.sessions, err = session.NewManager(sessions); err != nil {
-		return err
+		return configerr.In("Sessions", err)
 	}
 	if publicURL != nil {
 		cookie.InsecureHTTP, cookie.Port = publicURL.Scheme == "http", publicURL.Port()

@@ -16,6 +16,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/cloakroom-bff/cloakroom/internal/configerr"
 	"github.com/cloakroom-bff/cloakroom/session"
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
@@ -464,25 +465,13 @@ func TestNewManagerReportsAllMistakes(t *testing.T) {
 		Keys: [][]byte{keyA, []byte("short")}, IdleTimeout: -1, MaxLifetime: time.Millisecond,
 	})
 	var fields []string
-	for _, e := range err.(interface{ Unwrap() []error }).Unwrap() {
-		var field *session.ConfigError
-		for _, e := range flatten(e) {
-			if errors.As(e, &field) {
-				fields = append(fields, field.Key)
-			}
-		}
+	for _, e := range configerr.All(err) {
+		fields = append(fields, e.(*session.ConfigError).Key)
 	}
 	slices.Sort(fields)
 	if want := []string{"IdleTimeout", "Keys[1]", "MaxLifetime", "Refresh", "Store"}; !slices.Equal(fields, want) {
 		t.Errorf("got mistakes in %v, want %v", fields, want)
 	}
-}
-
-func flatten(err error) []error {
-	if joined, ok := err.(interface{ Unwrap() []error }); ok {
-		return joined.Unwrap()
-	}
-	return []error{err}
 }
 
 // A test of a handler makes a Session of its own.

@@ -81,12 +81,13 @@ const (
 	metadataLife = 10 * time.Minute
 )
 
-// New returns a client. It makes no request. All mistakes in the configuration
-// are reported together, each as a *session.ConfigError.
+// New returns a client. It makes no request. The error joins a
+// *session.ConfigError for every mistake in cfg. The client that New returns
+// with an error is good for Discover only.
 func New(cfg Config) (*Client, error) {
 	var errs []error
 	fail := func(name string, value any, err error) {
-		errs = append(errs, configerr.New("Provider."+name, value, err))
+		errs = append(errs, configerr.New(name, value, err))
 	}
 	if err := checkProviderURL(cfg.Issuer, cfg.Issuer); err != nil {
 		fail("Issuer", cfg.Issuer, err)

@@ -184,7 +184,7 @@ func valueText(v reflect.Value, key string) string {
 // fromError returns the errors that Join has joined.
 func fromError(err error) Errors {
 	var all Errors
-	for _, e := range flatten(err) {
+	for _, e := range configerr.All(err) {
 		var problem *Error
 		if !errors.As(e, &problem) {
 			problem = &Error{Err: e}
@@ -198,28 +198,12 @@ func fromError(err error) Errors {
 // *configerr.Error to the key that configures it.
 func fieldErrors(err error, key func(field string) string) Errors {
 	var all Errors
-	for _, e := range flatten(err) {
+	for _, e := range configerr.All(err) {
 		problem := &Error{Err: e}
 		if field, ok := errors.AsType[*configerr.Error](e); ok {
 			problem = &Error{Key: key(field.Key), Value: field.Value, Err: field.Err, Fix: field.Fix}
 		}
 		all = append(all, problem)
-	}
-	return all
-}
-
-// flatten returns the errors that errors.Join has joined, at any depth.
-func flatten(err error) []error {
-	if err == nil {
-		return nil
-	}
-	joined, ok := err.(interface{ Unwrap() []error })
-	if !ok {
-		return []error{err}
-	}
-	var all []error
-	for _, e := range joined.Unwrap() {
-		all = append(all, flatten(e)...)
 	}
 	return all
 }
@@ -241,31 +225,31 @@ func frontendKey(field string) string {
 // fieldKeys maps fields of bff.Config to the keys that configure them, where
 // serverKey cannot derive the key.
 var fieldKeys = map[string]string{
-	"PublicURL":                  "server.public_url",
-	"Prefix":                     "server.prefix",
-	"Page":                       "server.page_file",
-	"Provider.ClientKeys":        "oidc.client_key",
-	"Provider.ClientCertificate": "oidc.client_cert_file",
-	"Provider.AssertionAudience": "oidc.client_assertion_audience",
-	"Provider.Resources":         "oidc.resource",
-	"Provider.Parameters":        "oidc.authorization_parameters",
-	"PromptAfterEnd":             "oidc.prompt_after_end",
-	"Provider.IDTokenAlg":        "oidc.id_token_alg",
-	"Wait":                       "oidc.wait",
-	"AccessTokenLifetime":        "oidc.access_token_lifetime",
-	"Claims.Allow":               "session.claims.allow",
-	"Claims.Map":                 "session.claims.map",
-	"Keys":                       "session.keys",
-	"IdleTimeout":                "session.idle_timeout",
-	"MaxLifetime":                "session.max_lifetime",
-	"RefreshAhead":               "session.refresh_ahead",
-	"CacheMaxAge":                "session.cache_max_age",
-	"MaxPerUser":                 "session.max_per_user",
-	"Routes":                     "routes",
-	"LogRequests":                "log.access",
-	"LogExclude":                 "log.exclude",
-	"LogUsers":                   "log.users",
-	"FrontendServer.URL":         "frontend.url",
+	"PublicURL":                    "server.public_url",
+	"Prefix":                       "server.prefix",
+	"Page":                         "server.page_file",
+	"Provider.ClientKeys":          "oidc.client_key",
+	"Provider.ClientCertificate":   "oidc.client_cert_file",
+	"Provider.AssertionAudience":   "oidc.client_assertion_audience",
+	"Provider.Resources":           "oidc.resource",
+	"Provider.Parameters":          "oidc.authorization_parameters",
+	"PromptAfterEnd":               "oidc.prompt_after_end",
+	"Provider.IDTokenAlg":          "oidc.id_token_alg",
+	"Sessions.Wait":                "oidc.wait",
+	"Sessions.AccessTokenLifetime": "oidc.access_token_lifetime",
+	"Claims.Allow":                 "session.claims.allow",
+	"Claims.Map":                   "session.claims.map",
+	"Sessions.Keys":                "session.keys",
+	"Sessions.IdleTimeout":         "session.idle_timeout",
+	"Sessions.MaxLifetime":         "session.max_lifetime",
+	"Sessions.RefreshAhead":        "session.refresh_ahead",
+	"Sessions.CacheMaxAge":         "session.cache_max_age",
+	"Sessions.MaxPerUser":          "session.max_per_user",
+	"Routes":                       "routes",
+	"LogRequests":                  "log.access",
+	"LogExclude":                   "log.exclude",
+	"LogUsers":                     "log.users",
+	"FrontendServer.URL":           "frontend.url",
 }
 
 // serverKey returns the key that configures a field of bff.Config, such as

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/cloakroom-bff/cloakroom/bff/oidc"
+	"github.com/cloakroom-bff/cloakroom/internal/configerr"
 	"github.com/cloakroom-bff/cloakroom/session"
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 	"github.com/cloakroom-bff/cloakroom/web"
@@ -59,7 +60,7 @@ func (c *Config) NewProvider(log *slog.Logger) (*oidc.Client, Errors) {
 		}
 	}
 	client, err := oidc.New(cfg)
-	problems = append(problems, fieldErrors(err, serverKey)...)
+	problems = append(problems, fieldErrors(configerr.In("Provider", err), serverKey)...)
 	if len(problems) > 0 {
 		return client, problems.withValues(c)
 	}

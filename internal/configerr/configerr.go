@@ -3,7 +3,10 @@
 // ConfigError.
 package configerr
 
-import "fmt"
+import (
+	"errors"
+	"fmt"
+)
 
 // Error is a mistake in one field of a Config.
 type Error struct {
@@ -36,3 +39,33 @@ func (e *Error) Error() string {
 }
 
 func (e *Error) Unwrap() error { return e.Err }
+
+// All returns the errors that errors.Join has joined, at any depth.
+func All(err error) []error {
+	if err == nil {
+		return nil
+	}
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return []error{err}
+	}
+	var all []error
+	for _, e := range joined.Unwrap() {
+		all = append(all, All(e)...)
+	}
+	return all
+}
+
+// In returns the error of a constructor whose Config is a field of another
+// Config: the keys of its Errors begin with the name of that field.
+func In(field string, err error) error {
+	all := All(err)
+	for i, e := range all {
+		if mistake, ok := e.(*Error); ok {
+			inner := *mistake
+			inner.Key = field + "." + inner.Key
+			all[i] = &inner
+		}
+	}
+	return errors.Join(all...)
+}
