@@ -18,7 +18,7 @@ import (
 // ErrRefused means that the provider ended the grant (invalid_grant, RFC 6749,
 // section 5.2). Config.Refresh returns ErrRefused. No other response of a
 // provider ends a session.
-var ErrRefused = errors.New("the provider refused the refresh token")
+var ErrRefused = errors.New("the provider refused the grant")
 
 // ErrNoResponse means that a request may have reached the provider, but the
 // connection failed before the response: the refresh token may have been
