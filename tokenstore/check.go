@@ -46,6 +46,7 @@ func problemOf(err error) Problem {
 	if hinted, ok := errors.AsType[*hintedError](err); ok {
 		p.Text, p.Advice = hinted.error.Error(), hinted.hint
 	}
+	p.Text = strings.ReplaceAll(p.Text, "\n", "; ") // one error of each Sentinel
 	return p
 }
 

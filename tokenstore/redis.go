@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -187,7 +186,7 @@ func (s *Redis) Get(ctx context.Context, key string) (value []byte, ttl time.Dur
 		pipe := s.client.Pipeline()
 		got := pipe.Get(ctx, s.prefix+key)
 		left := pipe.PTTL(ctx, s.prefix+key)
-		if _, err := pipe.Exec(ctx); errors.Is(err, redis.Nil) {
+		if _, err := pipe.Exec(ctx); isNil(err) {
 			return nil
 		} else if err != nil {
 			return err
@@ -203,6 +202,11 @@ func (s *Redis) Get(ctx context.Context, key string) (value []byte, ttl time.Dur
 	})
 	return value, ttl, found, err
 }
+
+// isNil reports whether the response to a command was nil. An error that wraps
+// redis.Nil is another one: no Sentinel knows the master, so there was no
+// connection for the command.
+func isNil(err error) bool { return err == redis.Nil }
 
 // Scripts publish the key of each record and lease that they write, in the same
 // step, for the replicas that cannot use CLIENT TRACKING. The last argument of
@@ -390,7 +394,7 @@ func (s *Redis) run(ctx context.Context, script *redis.Script, key string, args 
 	args = append(args, s.channel(key))
 	err := s.do(ctx, func(ctx context.Context) (err error) {
 		ok, err = script.Run(ctx, s.client, []string{s.prefix + key}, args...).Bool()
-		if errors.Is(err, redis.Nil) { // Lua's false
+		if isNil(err) { // Lua's false
 			ok, err = false, nil
 		}
 		return err

@@ -23,7 +23,20 @@ import (
 func TestSentinel(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
-	storetest.Run(t, openRedis(t, redistest.StartSentinel(t).URL()))
+	sentinel := redistest.StartSentinel(t)
+	storetest.Run(t, openRedis(t, sentinel.URL()))
+
+	// Sentinels that have lost their configuration. Their response is nil, as
+	// that of Redis for a key that does not exist.
+	unknown := openRedis(t, strings.Replace(sentinel.URL(), "/cloakroom/", "/unknown/", 1))
+	wantHint(t, unknown, "a Sentinel knows no master of this name")
+	if _, _, found, err := unknown.Get(t.Context(), "session:x"); found || err == nil {
+		t.Errorf("Get without a master: got %v, %v, want an error", found, err)
+	}
+	problems := unknown.Check(t.Context())
+	if len(problems) == 0 || strings.Contains(problems[0].Text, "\n") {
+		t.Errorf("Check: got %+v, want a problem in one line", problems)
+	}
 }
 
 func TestCluster(t *testing.T) {

@@ -55,6 +55,8 @@ func withHint(err error) error {
 		hint = "Redis rejects the user or password: check store.url (or store.password_file)"
 	case redis.IsPermissionError(err), isScriptPermission(err):
 		hint = "the Redis user lacks a permission: grant the commands and keys of the documentation"
+	case errors.Is(err, redis.Nil):
+		hint = "a Sentinel knows no master of this name: correct the name in store.url, or configure the Sentinels"
 	case errors.Is(err, syscall.ECONNREFUSED):
 		hint = "nothing listens at this address: start Redis, or correct store.url"
 	case errors.Is(err, io.EOF), errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNRESET):
