@@ -235,7 +235,7 @@ func (c *Client) readMetadata(found strictjson.Object) (m *metadata, ignored, er
 		switch {
 		case err == nil:
 		case c.needs(name):
-			wrong = append(wrong, err)
+			wrong = append(wrong, MetadataError(err.Error()))
 		default:
 			skipped = append(skipped, err)
 		}
@@ -329,7 +329,7 @@ func (c *Client) checkEndpoints(m *metadata) error {
 			continue
 		}
 		if err := checkProviderURL(e.url, c.cfg.Issuer); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", e.name, err))
+			errs = append(errs, MetadataError(e.name+": "+err.Error()))
 		}
 	}
 	return errors.Join(errs...)

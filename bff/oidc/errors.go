@@ -43,6 +43,12 @@ type CapabilityError string
 
 func (e CapabilityError) Error() string { return string(e) }
 
+// MetadataError means that a member of the provider's metadata is missing, or
+// cannot be used. Its text says which.
+type MetadataError string
+
+func (e MetadataError) Error() string { return string(e) }
+
 // Error is a response that refuses a request (RFC 6749, section 5.2). Its text
 // is for the log alone.
 type Error struct {

@@ -162,7 +162,9 @@ func route(upstream, more string) string {
 }
 
 // startTLSUpstream starts an upstream with a certificate. It returns its URL.
-func startTLSUpstream(t *testing.T, name string, notAfter time.Time) (upstream, caFile string) {
+func startTLSUpstream(
+	t *testing.T, name string, notAfter time.Time, clientAuth ...tls.ClientAuthType,
+) (upstream, caFile string) {
 	t.Helper()
 	cert, key := newPairFor(t, name, 1, notAfter)
 	pair, err := tls.X509KeyPair([]byte(cert), []byte(key))
@@ -171,6 +173,9 @@ func startTLSUpstream(t *testing.T, name string, notAfter time.Time) (upstream, 
 	}
 	server := httptest.NewUnstartedServer(http.NotFoundHandler())
 	server.TLS = &tls.Config{Certificates: []tls.Certificate{pair}}
+	for _, auth := range clientAuth {
+		server.TLS.ClientAuth = auth
+	}
 	server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 	server.StartTLS()
 	t.Cleanup(server.Close)
@@ -211,6 +216,11 @@ var operatorMistakes = []operatorMistake{
 		fix: "/op, to the letter"},
 	{name: "slash after the issuer", make: func(_ *testing.T, w *checkWorld) { w.env["OIDC_ISSUER"] += "/" },
 		key: "oidc.issuer", problem: "issuer is", fix: "/op, to the letter"},
+	{name: "URL of the provider behind a proxy", make: func(_ *testing.T, w *checkWorld) {
+		w.provider.SetHooks(devidp.Hooks{EditDiscovery: func(m map[string]any) {
+			m["token_endpoint"] = "http://id.internal:8080/token"
+		}})
+	}, key: "oidc.issuer", problem: `"http://id.internal:8080/token": plain http`, fix: "its public URL"},
 	{name: "unreachable provider", make: func(t *testing.T, w *checkWorld) {
 		w.env["OIDC_ISSUER"] = "https://" + freeAddr(t) + "/op"
 	}, key: "oidc.issuer", problem: "connection refused", fix: "host and port of oidc.issuer"},
@@ -398,6 +408,10 @@ var operatorMistakes = []operatorMistake{
 		upstream, _ := startTLSUpstream(t, "127.0.0.1", time.Now().AddDate(1, 0, 0))
 		w.env["ROUTES"] = route(upstream, "")
 	}, key: "routes[0].upstream_tls.ca_file", problem: "unknown authority", fix: "Set routes[0].upstream_tls.ca_file"},
+	{name: "client certificate for the upstream", make: func(t *testing.T, w *checkWorld) {
+		upstream, caFile := startTLSUpstream(t, "127.0.0.1", time.Now().AddDate(1, 0, 0), tls.RequireAnyClientCert)
+		w.env["ROUTES"] = route(upstream, fmt.Sprintf(", upstream_tls: {ca_file: %q}", caFile))
+	}, key: "routes[0].upstream_tls.cert_file", problem: "certificate required", fix: "upstream_tls.cert_file"},
 	{name: "expired certificate of the upstream", make: func(t *testing.T, w *checkWorld) {
 		upstream, caFile := startTLSUpstream(t, "127.0.0.1", time.Now().Add(-time.Minute))
 		w.env["ROUTES"] = route(upstream, fmt.Sprintf(", upstream_tls: {ca_file: %q}", caFile))

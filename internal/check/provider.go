@@ -61,6 +61,11 @@ func (p *provider) discoveryFinding(ctx context.Context, err error) Finding {
 		return failure("oidc", sentence("The provider does not fit the configuration: "+text),
 			"Change the key of oidc that requires it, or the provider.")
 	}
+	if as[oidc.MetadataError](err) {
+		return failure(key, sentence("The metadata of the provider cannot be used: "+text),
+			"Correct the provider. Behind a proxy it has to know its public URL: for Keycloak see its options "+
+				"hostname and proxy-headers.")
+	}
 	problem := sentence("The provider was not found: " + withoutAdvice(text))
 	status, redirected := errors.AsType[*jwks.StatusError](err)
 	switch causeOf(err) {

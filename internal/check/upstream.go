@@ -71,22 +71,28 @@ func checkUpstream(ctx context.Context, key, raw string, files config.UpstreamTL
 	return checkUpstreamTLS(ctx, conn, u, key, files)
 }
 
-// speaksHTTP reports whether a server responds to a request without TLS. The
-// request is one that asks for nothing (RFC 9110, section 9.3.7). TLS servers
-// respond to it with 400, if at all.
+// speaksHTTP reports whether a server responds to a request without TLS. TLS
+// servers respond to it with 400, if at all.
 func speaksHTTP(conn net.Conn, host string) bool {
+	status, err := askNothing(conn, host)
+	return err == nil && status != http.StatusBadRequest
+}
+
+// askNothing sends a request that asks for nothing (RFC 9110, section 9.3.7),
+// and returns the status of the response.
+func askNothing(conn net.Conn, host string) (status int, err error) {
 	conn.SetDeadline(time.Now().Add(2 * time.Second))
-	_, err := fmt.Fprintf(conn, "OPTIONS * HTTP/1.1\r\nHost: %s\r\nUser-Agent: cloakroom check\r\n"+
+	_, err = fmt.Fprintf(conn, "OPTIONS * HTTP/1.1\r\nHost: %s\r\nUser-Agent: cloakroom check\r\n"+
 		"Connection: close\r\n\r\n", host)
 	if err != nil {
-		return false
+		return 0, err
 	}
 	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
-		return false
+		return 0, err
 	}
 	resp.Body.Close()
-	return resp.StatusCode != http.StatusBadRequest
+	return resp.StatusCode, nil
 }
 
 func upstreamFix(err error, key string) string {
@@ -110,6 +116,13 @@ func checkUpstreamTLS(
 	secure.ServerName = u.Hostname()
 	client := tls.Client(conn, secure)
 	err = client.HandshakeContext(ctx)
+	if err == nil {
+		// With TLS 1.3 a server refuses the client certificate only after the
+		// handshake.
+		if _, refused := askNothing(client, u.Host); causeOf(refused) == causeClientCertificate {
+			err = refused
+		}
+	}
 	if err == nil {
 		if leaf := client.ConnectionState().PeerCertificates[0]; leaf != nil {
 			return expires(key, u.Host, leaf, "Renew the certificate of the upstream.")
