@@ -378,10 +378,10 @@ func decodeValue(value []byte) (v any, err error) {
 			return err
 		})
 		return array, err
+	case '-', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9':
+		return json.Number(value), nil
 	}
-	d := json.NewDecoder(bytes.NewReader(value))
-	d.UseNumber()
-	err = d.Decode(&v)
+	err = json.Unmarshal(value, &v)
 	return v, err
 }
 
