@@ -2,6 +2,7 @@ package bearer
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -49,10 +50,14 @@ func newKeys(issuer string, client *http.Client, log *slog.Logger) *jwks.Set {
 	})
 }
 
-// advise adds a hint to an error with an HTTP status.
+// advise adds a hint to an error with an HTTP status, or of an unknown CA.
 func advise(err error, what string) error {
-	if errors.As(err, new(*jwks.StatusError)) {
+	switch {
+	case errors.As(err, new(*jwks.StatusError)):
 		return fmt.Errorf("%w (%s)", err, what)
+	case errors.As(err, new(x509.UnknownAuthorityError)):
+		return fmt.Errorf("%w (the HTTP client has to trust the CA of the certificate; in a route of Cloakroom: "+
+			"accept_bearer.ca_file)", err)
 	}
 	return err
 }

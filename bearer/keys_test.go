@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/big"
 	"net/http"
 	"net/http/httptest"
@@ -377,6 +378,24 @@ func TestFirstFetchIsRetried(t *testing.T) {
 			}
 		}
 	})
+}
+
+func TestUnknownCAOfTheIssuerIsExplained(t *testing.T) {
+	server := httptest.NewUnstartedServer(nil)
+	server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, 0)
+	server.StartTLS()
+	defer server.Close()
+	var log logs
+	v, err := bearer.NewVerifier(bearer.Config{Issuer: server.URL, Audience: audience, Logger: log.logger()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantUnavailable(t, v, long(ecKey(), object{"iss": server.URL}), "an unknown CA")
+	for _, want := range []string{"certificate signed by unknown authority", "accept_bearer.ca_file"} {
+		if !strings.Contains(log.String(), want) {
+			t.Errorf("the log lacks %q:\n%s", want, log.String())
+		}
+	}
 }
 
 func TestOnlyVerificationKeysAreUsed(t *testing.T) {

@@ -1,6 +1,7 @@
 package bff
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/http"
@@ -53,7 +54,8 @@ func (a *app) proxyWithCallerToken(w *response, r *http.Request, route *route) (
 	})).ServeHTTP(w, a.withBase(r)) // a DPoP proof is for the URL that the caller sees
 	if !accepted {
 		refused := &problem.Problem{Status: w.status, Code: "own_token"}
-		w.problem = refused.WithCause(errors.New(w.Header().Get("WWW-Authenticate")))
+		why := cmp.Or(w.Header().Get("WWW-Authenticate"), "access tokens cannot be verified now")
+		w.problem = refused.WithCause(errors.New(why))
 		limitBodyTime(w, r)
 	}
 	return err

@@ -410,6 +410,9 @@ func TestCallerTokenWithoutIssuerKeysIs503(t *testing.T) {
 	if a.echo.Calls() > 0 {
 		t.Errorf("requests to echo: got %d, want none", a.echo.Calls())
 	}
+	if !strings.Contains(a.logs.String(), "own_token: access tokens cannot be verified now") {
+		t.Error("the log line of the request has no cause")
+	}
 }
 
 func TestBoundCallerTokenIsForwardedWithItsProof(t *testing.T) {

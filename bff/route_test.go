@@ -505,8 +505,10 @@ func TestUpstreamsOfEveryKind(t *testing.T) {
 	for name, cfg := range map[string]*tls.Config{"none": nil, "others": {RootCAs: x509.NewCertPool()}} {
 		a, b := newRoutedApp(t, bff.Route{Path: "/kind/", Token: "user", Upstream: []string{overTLS}, TLS: cfg})
 		wantProblem(t, b.Fetch("GET", "/kind/x"), 502, "upstream_failed")
-		if !strings.Contains(a.logs.String(), "certificate signed by unknown authority") {
-			t.Errorf("%s: the log does not name the cause", name)
+		for _, want := range []string{"certificate signed by unknown authority", "upstream_tls.ca_file"} {
+			if !strings.Contains(a.logs.String(), want) {
+				t.Errorf("%s: the log lacks %q", name, want)
+			}
 		}
 	}
 }

@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -379,7 +380,11 @@ func (s *secureTransport) connect(ctx context.Context, cfg *tls.Config) (*tls.Co
 	defer cancel()
 	if err := c.HandshakeContext(shaking); err != nil {
 		raw.Close()
-		return nil, &dialError{fmt.Errorf("TLS: %w", err)}
+		advice := ""
+		if errors.As(err, new(x509.UnknownAuthorityError)) {
+			advice = " (put the CA of the upstream's certificate into upstream_tls.ca_file)"
+		}
+		return nil, &dialError{fmt.Errorf("TLS: %w%s", err, advice)}
 	}
 	if cfg == s.either {
 		s.protocol.Store(new(c.ConnectionState().NegotiatedProtocol))
