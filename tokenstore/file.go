@@ -316,10 +316,10 @@ func (f *File) Remove(_ context.Context, members map[string]string) error {
 	})
 }
 
-// Watch is part of session.Store. changed is called before the writing method
+// Watch is part of session.Store. It calls onChange before the writing method
 // returns.
-func (f *File) Watch(ctx context.Context, changed func(key string), current func(until time.Time)) {
-	f.memory.Watch(ctx, changed, current)
+func (f *File) Watch(ctx context.Context, onChange func(key string), onValid func(until time.Time)) {
+	f.memory.Watch(ctx, onChange, onValid)
 }
 
 // Ping returns nil while the database is open.
