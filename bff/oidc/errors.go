@@ -115,8 +115,7 @@ func (c *Client) parseError(status int, body []byte, form url.Values) *Error {
 			}
 		}
 	}
-	refusal.Description = tokenLike.ReplaceAllString(refusal.Description, "…")
-	refusal.Description = refusal.Description[:min(len(refusal.Description), 300)]
+	refusal.Description = CleanDescription(refusal.Description)
 	return refusal
 }
 
