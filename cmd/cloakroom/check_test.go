@@ -163,7 +163,7 @@ func route(upstream, more string) string {
 
 // startTLSUpstream starts an upstream with a certificate. It returns its URL.
 func startTLSUpstream(
-	t *testing.T, name string, notAfter time.Time, clientAuth ...tls.ClientAuthType,
+	t *testing.T, name string, notAfter time.Time, edit ...func(*tls.Config),
 ) (upstream, caFile string) {
 	t.Helper()
 	cert, key := newPairFor(t, name, 1, notAfter)
@@ -173,14 +173,16 @@ func startTLSUpstream(
 	}
 	server := httptest.NewUnstartedServer(http.NotFoundHandler())
 	server.TLS = &tls.Config{Certificates: []tls.Certificate{pair}}
-	for _, auth := range clientAuth {
-		server.TLS.ClientAuth = auth
+	for _, edit := range edit {
+		edit(server.TLS)
 	}
 	server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 	server.StartTLS()
 	t.Cleanup(server.Close)
 	return server.URL, writeFile(t, "ca.pem", cert)
 }
+
+func oldTLS(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS10, tls.VersionTLS11 }
 
 // shiftDate changes the Date of every response of the provider.
 func shiftDate(w *checkWorld, by time.Duration) {
@@ -234,6 +236,9 @@ var operatorMistakes = []operatorMistake{
 	{name: "unknown CA of the provider", make: func(t *testing.T, w *checkWorld) {
 		w.env["OIDC_ISSUER"], _ = startTLSUpstream(t, "127.0.0.1", time.Now().AddDate(1, 0, 0))
 	}, key: "oidc.ca_file", problem: "signed by unknown authority", fix: "Set oidc.ca_file"},
+	{name: "old TLS of the provider", make: func(t *testing.T, w *checkWorld) {
+		w.env["OIDC_ISSUER"], _ = startTLSUpstream(t, "127.0.0.1", time.Now().AddDate(1, 0, 0), oldTLS)
+	}, key: "oidc.issuer", problem: "protocol version", fix: "Enable TLS 1.2"},
 	{name: "client secret", make: set("OIDC_CLIENT_SECRET", "wrong"),
 		key: "oidc.client_secret", problem: "invalid_client", fix: `the client "spa"`},
 	{name: "client secret without PAR", provider: nil, make: func(_ *testing.T, w *checkWorld) {
@@ -409,9 +414,14 @@ var operatorMistakes = []operatorMistake{
 		w.env["ROUTES"] = route(upstream, "")
 	}, key: "routes[0].upstream_tls.ca_file", problem: "unknown authority", fix: "Set routes[0].upstream_tls.ca_file"},
 	{name: "client certificate for the upstream", make: func(t *testing.T, w *checkWorld) {
-		upstream, caFile := startTLSUpstream(t, "127.0.0.1", time.Now().AddDate(1, 0, 0), tls.RequireAnyClientCert)
+		upstream, caFile := startTLSUpstream(t, "127.0.0.1", time.Now().AddDate(1, 0, 0),
+			func(c *tls.Config) { c.ClientAuth = tls.RequireAnyClientCert })
 		w.env["ROUTES"] = route(upstream, fmt.Sprintf(", upstream_tls: {ca_file: %q}", caFile))
 	}, key: "routes[0].upstream_tls.cert_file", problem: "certificate required", fix: "upstream_tls.cert_file"},
+	{name: "old TLS of the upstream", make: func(t *testing.T, w *checkWorld) {
+		upstream, _ := startTLSUpstream(t, "127.0.0.1", time.Now().AddDate(1, 0, 0), oldTLS)
+		w.env["ROUTES"] = route(upstream, "")
+	}, key: "routes[0].upstream", problem: "protocol version", fix: "Enable TLS 1.2"},
 	{name: "expired certificate of the upstream", make: func(t *testing.T, w *checkWorld) {
 		upstream, caFile := startTLSUpstream(t, "127.0.0.1", time.Now().Add(-time.Minute))
 		w.env["ROUTES"] = route(upstream, fmt.Sprintf(", upstream_tls: {ca_file: %q}", caFile))

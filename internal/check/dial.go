@@ -28,11 +28,15 @@ const (
 	causeExpired           // or not valid yet
 	causeName              // the peer's certificate is for other names
 	causeClientCertificate // the peer does not accept ours, or misses it
+	causeTLSVersion        // the peer has only versions of TLS before 1.2
 	causeClosed            // without a response
 )
 
 // causeOf returns why a connection failed.
 func causeOf(err error) cause {
+	if err == nil {
+		return causeOther
+	}
 	var dns *net.DNSError
 	var timeout net.Error
 	var op *net.OpError
@@ -50,6 +54,8 @@ func causeOf(err error) cause {
 		return causeUnknownHost
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return causeRefused
+	case strings.Contains(err.Error(), "protocol version"): // by crypto/tls or in a TLS alert, without a type
+		return causeTLSVersion
 	case errors.As(err, &op) && op.Op == "remote error": // a TLS alert
 		return causeClientCertificate
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
@@ -91,7 +97,8 @@ func speaksTLS(ctx context.Context, network, addr string) bool {
 		conn.Close()
 		return true
 	}
-	return causeOf(err) == causeClientCertificate
+	cause := causeOf(err)
+	return cause == causeClientCertificate || cause == causeTLSVersion
 }
 
 // expiryWarning is how long before its end a certificate is reported.

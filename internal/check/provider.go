@@ -79,6 +79,8 @@ func (p *provider) discoveryFinding(ctx context.Context, err error) Finding {
 	case causeNotTLS:
 		return failure(key, problem, "Something else than HTTPS responds at this port: correct the port "+
 			"of oidc.issuer.")
+	case causeTLSVersion:
+		return failure(key, problem, "Enable TLS 1.2 or a newer version at the provider.")
 	case causeClientCertificate:
 		return failure("oidc.client_cert_file", problem,
 			"The provider refuses the TLS connection: it may require another client certificate.")

@@ -144,6 +144,8 @@ func checkUpstreamTLS(
 		return fail(key, "Write a name in the certificate as the host in "+key+": "+names(err)+".")
 	case causeExpired:
 		return fail(key, "Renew the certificate of the upstream. Check the clock of this machine too.")
+	case causeTLSVersion:
+		return fail(key, "Enable TLS 1.2 or a newer version at the upstream.")
 	case causeClientCertificate:
 		return fail(key+"_tls.cert_file", "The upstream requires a client certificate, or another one: set "+
 			key+"_tls.cert_file and key_file.")
