@@ -123,6 +123,8 @@ func (a *auditLog) observe(_ context.Context, e bff.Event) {
 }
 
 // Write writes lines to the destination. A fault is logged once until it ends.
+// It is returned too, so that the buffer counts the events that are missing and
+// ends the line that was written in part.
 func (a *auditLog) Write(lines []byte) (int, error) {
 	for {
 		a.mu.Lock()
@@ -131,8 +133,8 @@ func (a *auditLog) Write(lines []byte) (int, error) {
 		if to == nil {
 			return len(lines), nil
 		}
-		if _, err := to.Write(lines); a.written(to, err) {
-			return len(lines), nil
+		if n, err := to.Write(lines); a.written(to, err) {
+			return n, err
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -173,14 +174,38 @@ func TestFullAuditLogIsReportedOnce(t *testing.T) {
 	a := newAuditLog(io.Discard, slog.New(slog.NewTextHandler(&log, nil)))
 	a.use(full)
 	for range 3 {
-		if _, err := a.Write([]byte("{}\n")); err != nil {
-			t.Fatal(err)
+		if _, err := a.Write([]byte("{}\n")); !errors.Is(err, syscall.ENOSPC) {
+			t.Fatalf("got %v, want %v", err, syscall.ENOSPC)
 		}
 	}
 	a.close()
 	const line = "audit log not written; events are missing in it"
 	if got := strings.Count(log.String(), line); got != 1 {
 		t.Errorf("got %d errors, want 1:\n%s", got, log.String())
+	}
+}
+
+// TestFullDiskSpoilsNoLaterEvent writes a part of an event to a disk that is
+// full, and frees space then.
+func TestFullDiskSpoilsNoLaterEvent(t *testing.T) {
+	t.Parallel()
+	var log lockedBuffer
+	disk := &fullDisk{space: 15}
+	a := newAuditLog(io.Discard, slog.New(slog.NewTextHandler(&log, nil)))
+	a.use(disk)
+	a.observe(t.Context(), bff.Event{Kind: bff.CSRFRefused})
+	eventually(t, 10*time.Second, "an event is lost", func() bool {
+		return strings.Contains(log.String(), "audit log not written")
+	})
+	disk.free(1 << 20)
+	a.observe(t.Context(), bff.Event{Kind: bff.AdminRefused})
+	a.close()
+	lines := strings.Split(strings.TrimSpace(disk.text.String()), "\n")
+	if len(lines) != 2 || len(lines[0]) != 15 || !strings.HasPrefix(lines[1], `{"event":"admin.refused"`) {
+		t.Errorf("got %q, want a part of an event, and the next event", lines)
+	}
+	if want := `msg="events missing in the audit log" count=1`; !strings.Contains(log.String(), want) {
+		t.Errorf("the log lacks %q:\n%s", want, log.String())
 	}
 }
 
