@@ -420,6 +420,7 @@ func TestHostileTokenResponses(t *testing.T) {
 		"an ID token of {}": token(),
 		"NUL":               "\x00",
 		"not UTF-8":         "{\"access_token\":\"\xff\xfe\"}",
+		"an error with 200": `{"error":"invalid_grant","error_description":"no more"}`,
 	} {
 		b := a.signedIn()
 		a.recordCalls(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
@@ -442,6 +443,10 @@ func TestHostileTokenResponses(t *testing.T) {
 			t.Errorf("%s: took %v", name, d)
 		}
 		a.provider.Behave()
+	}
+	if want := `no access_token: the provider responded with 200 \"invalid_grant\" \"no more\"`; !strings.Contains(
+		a.logs.String(), want) {
+		t.Errorf("the log lacks %s", want)
 	}
 }
 

@@ -136,6 +136,10 @@ func (c *Client) requestTokens(
 	resp, err = parseTokenResponse(body, want, sent)
 	if err == nil {
 		resp.tokens.Key = key
+	} else if refusal := c.parseError(http.StatusOK, body, form); refusal.Code != "" {
+		// No standard has errors with 200. So this one decides nothing, but it
+		// is logged.
+		err = fmt.Errorf("%w: %v", err, refusal)
 	}
 	return resp, err
 }
