@@ -20,6 +20,9 @@ import (
 // public URL, and uses a method that is served. Methods are case-sensitive (RFC
 // 9110, section 9.1), but an upstream may take trace for TRACE.
 func (a *app) checkAuthority(w *response, r *http.Request) error {
+	if r.ProtoMajor == 1 {
+		a.ignoreUpgrade(w, r) // before any response, which may have to close the connection
+	}
 	if strings.EqualFold(r.Method, http.MethodTrace) || strings.EqualFold(r.Method, http.MethodConnect) {
 		// A 405 has to have the header (RFC 9110, section 15.5.6). What
 		// follows may accept fewer.
@@ -32,10 +35,8 @@ func (a *app) checkAuthority(w *response, r *http.Request) error {
 	if r.URL.Host != "" {
 		return problem.AmbiguousHost.WithCause(errors.New("the request target is a whole URL"))
 	}
-	if r.ProtoMajor == 1 {
-		a.ignoreUpgrade(w, r)
-	} else if hosts := r.Header["Host"]; len(hosts) > 1 || len(hosts) == 1 && !strings.EqualFold(hosts[0], r.Host) {
-		// RFC 9113, section 8.3.1
+	// RFC 9113, section 8.3.1. In HTTP/1.1 net/http removes this header.
+	if hosts := r.Header["Host"]; len(hosts) > 1 || len(hosts) == 1 && !strings.EqualFold(hosts[0], r.Host) {
 		return problem.AmbiguousHost.WithCause(fmt.Errorf("authority %.80q, Host %.80q", r.Host, hosts))
 	}
 	anyHost := r.URL.Path == a.endpoint(backchannelLogoutPath) || r.URL.Path == a.endpoint(clientKeysPath)

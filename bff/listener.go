@@ -21,8 +21,10 @@ import (
 // is unambiguous (RFC 9112, section 11.2): net/http accepts some requests that
 // other servers read as two requests. To ambiguous requests the http.Server
 // responds with 400, and closes the connection. A handler could not detect
-// them. With a tls.Config it terminates TLS, and passes HTTP/2, which has its
-// own framing. The requests that are refused are logged; a nil logger means
+// them. What follows a request for a WebSocket is not checked: handlers beside
+// the Server must close its connection (Connection: close) unless they switch.
+// With a tls.Config it terminates TLS, and passes HTTP/2, which has its own
+// framing. The requests that are refused are logged; a nil logger means
 // slog.Default(). A header larger than http.Server.MaxHeaderBytes is refused
 // with 431, and so is any larger than http.DefaultMaxHeaderBytes. The number of
 // connections is not limited, unlike that of the listeners of Server.Run.

@@ -337,6 +337,25 @@ func TestAmbiguousFramingIsRefused(t *testing.T) {
 	}
 }
 
+// What follows a request to switch to a WebSocket was not checked, and net/http
+// would accept it.
+func TestConnectionEndsWithARefusedUpgrade(t *testing.T) {
+	t.Parallel()
+	w := newWire(t)
+	behind := strings.ReplaceAll("GET /api/behind HTTP/1.1\r\n"+w.header+"\r\n", "\r\n", "\n")
+	for line, want := range map[string]int{
+		"GET /api/x": 200, "GET /nothing": 404, "GET foo:/api/x": 400, "GET http://" + w.host + "/api/x": 400,
+		"OPTIONS *": 400, "TRACE /api/x": 405, "trace /api/x": 405, "CONNECT " + w.host: 405,
+	} {
+		upgrade := line + " HTTP/1.1\r\n" + w.header + "Connection: Upgrade\r\nUpgrade: websocket\r\n" +
+			"Origin: http://" + w.host + "\r\n\r\n"
+		statuses, closed := w.send(untilClosed, upgrade+behind)
+		if len(statuses) != 1 || statuses[0] != want || !closed {
+			t.Errorf("%s: got %v, closed %v, want %d and the end", line, statuses, closed, want)
+		}
+	}
+}
+
 func TestUnambiguousFramingIsAccepted(t *testing.T) {
 	t.Parallel()
 	w := newWire(t)
