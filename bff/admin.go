@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/bff/adminpage"
+	"github.com/cloakroom-bff/cloakroom/internal/expiry"
 	"github.com/cloakroom-bff/cloakroom/internal/loopback"
 )
 
@@ -86,10 +87,6 @@ func (a *app) details(r *http.Request) (list string) {
 	return list
 }
 
-// certificateWarning is how long before its expiry a certificate needs
-// attention: certificates that are renewed automatically are renewed before.
-const certificateWarning = 14 * 24 * time.Hour
-
 // checks returns the state of what the broker depends on.
 func (a *app) checks(ctx context.Context) []adminpage.Check {
 	var all []adminpage.Check
@@ -132,7 +129,7 @@ func (a *app) checks(ctx context.Context) []adminpage.Check {
 				err = fmt.Errorf("expired at %s", end)
 			}
 			check("certificate "+name, err, "expires at "+end)
-			all[len(all)-1].Warning = left >= 0 && left < certificateWarning
+			all[len(all)-1].Warning = left >= 0 && time.Now().After(expiry.Near(cert.Leaf))
 		}
 	}
 	if open, limit := a.server.conns.count(); limit > 0 {

@@ -13,14 +13,14 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/internal/config"
+	"github.com/cloakroom-bff/cloakroom/internal/expiry"
 )
 
 const (
 	// certificateCheck is the interval of checks for changed files.
 	certificateCheck = 2 * time.Second
-	// From certificateWarning before it expires, there is a warning every
-	// certificateReminder.
-	certificateWarning  = 14 * 24 * time.Hour
+	// certificateReminder is the interval of warnings of a certificate that
+	// expires soon.
 	certificateReminder = 24 * time.Hour
 )
 
@@ -150,7 +150,7 @@ func (c *certificate) remind(now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	leaf := c.current.Load().Leaf
-	isFine := now.Before(leaf.NotAfter.Add(-certificateWarning)) && !now.Before(leaf.NotBefore)
+	isFine := now.Before(expiry.Near(leaf)) && !now.Before(leaf.NotBefore)
 	if isFine || now.Sub(c.reminded) < certificateReminder {
 		return
 	}

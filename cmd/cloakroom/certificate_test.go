@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -38,6 +39,9 @@ func newPairFor(t *testing.T, name string, serial int64, notAfter time.Time) (ce
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(serial), DNSNames: []string{name},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: notAfter,
+	}
+	if begin := notAfter.AddDate(0, 0, -90); begin.Before(template.NotBefore) {
+		template.NotBefore = begin
 	}
 	if ip := net.ParseIP(name); ip != nil {
 		template.DNSNames, template.IPAddresses = nil, []net.IP{ip}
@@ -235,5 +239,22 @@ func TestReloadServesTheCertificateOfOtherFiles(t *testing.T) {
 	p.waitFor(p.stderr, `"mistakes":\["server.tls: a change needs a restart"`)
 	if got := served(t, listen); got != 3 {
 		t.Errorf("certificate served after mistakes: got %d, want 3", got)
+	}
+}
+
+// Some certificates live for days or hours, and are replaced all the time.
+func TestShortLivedCertificateIsReportedLate(t *testing.T) {
+	t.Parallel()
+	var log bytes.Buffer
+	c := &certificate{log: slog.New(slog.NewTextHandler(&log, nil))}
+	now := time.Now()
+	c.current.Store(&tls.Certificate{Leaf: &x509.Certificate{NotBefore: now, NotAfter: now.Add(6 * time.Hour)}})
+	c.remind(now.Add(4 * time.Hour))
+	if log.Len() > 0 {
+		t.Errorf("with 2 of 6 hours left: got %s, want no line", &log)
+	}
+	c.remind(now.Add(5*time.Hour + time.Minute))
+	if !strings.Contains(log.String(), "certificate expires soon") {
+		t.Errorf("with 59 minutes left: got %q, want a warning", &log)
 	}
 }

@@ -32,7 +32,7 @@ const (
 var arrows = map[string][]string{
 	"cmd/cloakroom": {"bearer", "bff", "bff/adminpage", "session", "tokenstore", "web",
 		"internal/check", "internal/config", "internal/devidp", "internal/devserver",
-		"internal/devtools", "internal/loopback", "internal/replicas", "internal/sampleapi",
+		"internal/devtools", "internal/expiry", "internal/loopback", "internal/replicas", "internal/sampleapi",
 		"internal/scaffold", "internal/terminal", "internal/tracing"},
 	"cmd/sample-api": {"internal/sampleapi"},
 
@@ -40,12 +40,13 @@ var arrows = map[string][]string{
 		"internal/configerr", "internal/loopback", "internal/smallfile"},
 
 	"internal/check": {"bff/oidc", "session", "tokenstore",
-		"internal/config", "internal/descriptors", "internal/jwks", "internal/replicas", "internal/strictjson",
-		"internal/terminal", "internal/tracing"},
+		"internal/config", "internal/descriptors", "internal/expiry", "internal/jwks", "internal/replicas",
+		"internal/strictjson", "internal/terminal", "internal/tracing"},
 
 	"bff": {"bff/adminpage", "bff/oidc", "bff/problem", "bff/proxy", "session",
-		"internal/cancel", "internal/configerr", "internal/descriptors", "internal/hijack", "internal/http1",
-		"internal/loopback", "internal/monotonic", "internal/pace", "internal/pagetext", "internal/socket",
+		"internal/cancel", "internal/configerr", "internal/descriptors", "internal/expiry", "internal/hijack",
+		"internal/http1", "internal/loopback", "internal/monotonic", "internal/pace", "internal/pagetext",
+		"internal/socket",
 		"internal/span", "internal/strictjson", "internal/urlpath", "internal/usertimeout"},
 	"bff/oidc": {"session",
 		"internal/configerr", "internal/dpop", "internal/flight",
@@ -67,6 +68,7 @@ var arrows = map[string][]string{
 	"internal/configerr":   {},
 	"internal/descriptors": {},
 	"internal/dpop":        {},
+	"internal/expiry":      {},
 	"internal/flight":      {},
 	"internal/hijack":      {},
 	"internal/http1":       {"internal/cancel", "internal/monotonic", "internal/socket"},

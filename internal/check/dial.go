@@ -13,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/cloakroom-bff/cloakroom/internal/expiry"
 )
 
 // cause is why a connection failed, as far as an operator can act on it.
@@ -101,9 +103,6 @@ func speaksTLS(ctx context.Context, network, addr string) bool {
 	return cause == causeClientCertificate || cause == causeTLSVersion
 }
 
-// expiryWarning is how long before its end a certificate is reported.
-const expiryWarning = 14 * 24 * time.Hour
-
 // expires returns the finding for a certificate that is not valid, or not for
 // long. whose is as in "The certificate of …".
 func expires(key, whose string, leaf *x509.Certificate, fix string) []Finding {
@@ -114,7 +113,7 @@ func expires(key, whose string, leaf *x509.Certificate, fix string) []Finding {
 	case now.Before(leaf.NotBefore):
 		return []Finding{failure(key, fmt.Sprintf("The certificate of %s is not valid before %s.", whose,
 			leaf.NotBefore.UTC().Format(time.RFC3339)), fix+" Check the clock of this machine too.")}
-	case now.After(leaf.NotAfter.Add(-expiryWarning)):
+	case now.After(expiry.Near(leaf)):
 		return []Finding{warning(key, fmt.Sprintf("The certificate of %s expires at %s.", whose, end), fix)}
 	}
 	return nil
