@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -930,6 +931,29 @@ func TestTheProviderMayBeDownAtStart(t *testing.T) {
 	a.waitReady()
 	if resp := b.SignIn("alice", ""); resp.StatusCode != 303 {
 		t.Errorf("login after the outage: got %d, want 303", resp.StatusCode)
+	}
+}
+
+// A packet filter drops what the first request for the metadata sends, for
+// example. That request fails after 15 seconds.
+func TestLostDiscoveryRequestDelaysNoSignIn(t *testing.T) {
+	t.Parallel()
+	var lost atomic.Bool
+	began := time.Now()
+	a := newApp(t, func(a *app, _ *bff.Config) {
+		a.recordCalls(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if strings.Contains(r.URL.Path, "/.well-known/") && !lost.Swap(true) {
+				<-r.Context().Done()
+				return
+			}
+			next.ServeHTTP(w, r)
+		}})
+	})
+	if resp := a.browser().SignIn("alice", ""); resp.StatusCode != 303 {
+		t.Errorf("login: got %d, want 303", resp.StatusCode)
+	}
+	if took := time.Since(began); !lost.Load() || took > 12*time.Second {
+		t.Errorf("a request was lost: %v; the login took %v, want at most 12s", lost.Load(), took)
 	}
 }
 

@@ -26,9 +26,9 @@ import (
 // WebSockets are aborted, so that their clients connect to another replica.
 // Other requests may take ShutdownGrace. An idle connection is closed after its
 // next response, or after 5 seconds: a request may be on its way. In HTTP/2 its
-// client gets GOAWAY at once. At last, Run
-// waits up to 10 seconds for token refreshes and revocations: a rotated refresh
-// token that is not stored signs its user out.
+// client gets GOAWAY at once. At last, Run waits up to 10 seconds for token
+// refreshes and revocations: a rotated refresh token that is not stored signs
+// its user out.
 //
 // Without listeners, the Server is the handler of another http.Server. End ctx
 // when that server's Shutdown begins, and wait for both.

@@ -159,11 +159,39 @@ func (c *Client) Run(ctx context.Context) {
 	}
 }
 
-// discover reads the provider's metadata. It fails if any member that is needed
-// is invalid (OpenID Connect Discovery, section 4.3).
+// discover returns the provider's metadata. As long as none are known, it sends
+// another request each second, so that one that is lost delays no sign-in. The
+// first response counts.
 func (c *Client) discover(ctx context.Context) (*metadata, error) {
+	const interval = time.Second
+	type result struct {
+		m   *metadata
+		err error
+	}
 	ctx, cancel := context.WithTimeout(ctx, providerTimeout)
 	defer cancel()
+	results := make(chan result, providerTimeout/interval+1)
+	again := time.NewTicker(interval)
+	defer again.Stop()
+	if c.current.Load() != nil {
+		again.Stop()
+	}
+	for {
+		go func() {
+			m, err := c.readDiscovery(ctx)
+			results <- result{m, err}
+		}()
+		select {
+		case first := <-results:
+			return first.m, first.err
+		case <-again.C:
+		}
+	}
+}
+
+// readDiscovery requests the provider's metadata. It fails if any member that
+// is needed is invalid (OpenID Connect Discovery, section 4.3).
+func (c *Client) readDiscovery(ctx context.Context) (*metadata, error) {
 	found, _, err := jwks.Discover(ctx, c.client, c.cfg.Issuer)
 	if err != nil {
 		if advice := discoveryAdvice(err); advice != "" {
