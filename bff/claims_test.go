@@ -420,7 +420,7 @@ func TestHostileTokenResponses(t *testing.T) {
 		"an ID token of {}": token(),
 		"NUL":               "\x00",
 		"not UTF-8":         "{\"access_token\":\"\xff\xfe\"}",
-		"an error with 200": `{"error":"invalid_grant","error_description":"no more"}`,
+		"an error with 200": `{"error":"invalid_grant","error_description":"no\u0007more authentication_expired"}`,
 	} {
 		b := a.signedIn()
 		a.recordCalls(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
@@ -444,8 +444,8 @@ func TestHostileTokenResponses(t *testing.T) {
 		}
 		a.provider.Behave()
 	}
-	if want := `no access_token: the provider responded with 200 \"invalid_grant\" \"no more\"`; !strings.Contains(
-		a.logs.String(), want) {
+	want := `no access_token: the provider responded with 200 \"invalid_grant\" \"no more authentication_expired\"`
+	if !strings.Contains(a.logs.String(), want) {
 		t.Errorf("the log lacks %s", want)
 	}
 }
