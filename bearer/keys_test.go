@@ -244,6 +244,7 @@ func TestKeysRefreshInBackground(t *testing.T) {
 		{`max-age="1800"`, 30 * time.Minute},
 		{"max-age=1", time.Minute},
 		{"max-age=-5", time.Minute},
+		{"max-age=-9223372037", time.Minute},
 		{"no-store", time.Minute},
 		{"no-cache, max-age=600", time.Minute},
 		{"max-age=86400", time.Hour},

@@ -275,7 +275,7 @@ func lifetime(header http.Header, most time.Duration) time.Duration {
 			return minLifetime
 		case "max-age":
 			if seconds, err := strconv.Atoi(strings.Trim(value, `"`)); err == nil {
-				life = min(time.Duration(seconds), most/time.Second) * time.Second
+				life = min(max(0, time.Duration(seconds)), most/time.Second) * time.Second
 			}
 		}
 	}
