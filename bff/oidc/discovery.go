@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cloakroom-bff/cloakroom/internal/flight"
 	"github.com/cloakroom-bff/cloakroom/internal/jwks"
 	"github.com/cloakroom-bff/cloakroom/internal/strictjson"
 )
@@ -163,30 +164,12 @@ func (c *Client) Run(ctx context.Context) {
 // another request each second, so that one that is lost delays no sign-in. The
 // first response counts.
 func (c *Client) discover(ctx context.Context) (*metadata, error) {
-	const interval = time.Second
-	type result struct {
-		m   *metadata
-		err error
-	}
 	ctx, cancel := context.WithTimeout(ctx, providerTimeout)
 	defer cancel()
-	results := make(chan result, providerTimeout/interval+1)
-	again := time.NewTicker(interval)
-	defer again.Stop()
 	if c.current.Load() != nil {
-		again.Stop()
+		return c.readDiscovery(ctx)
 	}
-	for {
-		go func() {
-			m, err := c.readDiscovery(ctx)
-			results <- result{m, err}
-		}()
-		select {
-		case first := <-results:
-			return first.m, first.err
-		case <-again.C:
-		}
-	}
+	return flight.Repeat(ctx, time.Second, c.readDiscovery)
 }
 
 // readDiscovery requests the provider's metadata. It fails if any member that

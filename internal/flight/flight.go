@@ -66,6 +66,30 @@ func (c *Call[T]) Result() (value T, finished bool, err error) {
 	}
 }
 
+// Repeat calls f, and again each interval while no call has returned. It
+// returns the result of the first one that does, so that a request that is lost
+// delays its caller by an interval only. f may run several times at once. Its
+// context ends when Repeat returns.
+func Repeat[T any](ctx context.Context, interval time.Duration, f func(context.Context) (T, error)) (T, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	first := NewCall[T]()
+	var once sync.Once
+	again := time.NewTicker(interval)
+	defer again.Stop()
+	for {
+		go func() { // until f returns
+			value, err := f(ctx)
+			once.Do(func() { first.Finish(value, err) })
+		}()
+		select {
+		case <-first.done:
+			return first.value, first.err
+		case <-again.C:
+		}
+	}
+}
+
 // Group shares calls by key. Its zero value has no calls in flight. It is safe
 // for concurrent use.
 type Group[K comparable, T any] struct {

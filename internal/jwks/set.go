@@ -13,6 +13,8 @@
 //   - A token with an unknown key waits for a fetch that began after the token
 //     arrived. All waiting tokens share it. The caller limits the rate of such
 //     fetches, because any client can send tokens with unknown keys.
+//   - A fetch without a response sends another request each second, so that one
+//     that is lost delays no token by more.
 //   - After a failed fetch the next one starts 5 seconds later at the earliest.
 package jwks
 
@@ -39,6 +41,8 @@ const (
 
 	retryDelay   = 5 * time.Second  // after a fetch that failed
 	fetchTimeout = 10 * time.Second // for all requests of a fetch together
+
+	repeatInterval = time.Second // after which a fetch calls Config.Fetch once more
 )
 
 var (
@@ -245,7 +249,7 @@ func unavailable(err error) error { return fmt.Errorf("%w: %w", ErrUnavailable, 
 
 func (s *Set) fetch(ctx context.Context) (*Keys, error) {
 	asked := time.Now()
-	document, err := s.cfg.Fetch(ctx)
+	document, err := flight.Repeat(ctx, repeatInterval, s.cfg.Fetch)
 	if err != nil {
 		return nil, err
 	}

@@ -163,7 +163,7 @@ func TestFetchesBecauseOfUnknownKeysAreLimited(t *testing.T) {
 // A fetch that began before the token came may be one too old.
 func TestUnknownKeyWaitsForAFetchBegunLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		i := &issuer{wait: 2 * time.Second}
+		i := &issuer{wait: 900 * time.Millisecond} // after a second, a fetch sends another request
 		first, fresh := newSigner("first"), newSigner("fresh")
 		i.keys = append(i.keys, first.jwk())
 		s := newSet(i, nil)
@@ -172,12 +172,30 @@ func TestUnknownKeyWaitsForAFetchBegunLater(t *testing.T) {
 		var all sync.WaitGroup
 		all.Go(func() { want(t, s, newSigner("junk").token(t), limit, jwks.ErrUnknownKey, "junk") })
 		synctest.Wait()
-		time.Sleep(time.Second) // its fetch is in flight
+		time.Sleep(500 * time.Millisecond) // its fetch is in flight
 		i.set(func() { i.keys = append(i.keys, fresh.jwk()) })
 		want(t, s, fresh.token(t), limit, nil, "a key that was published during a fetch")
 		all.Wait()
 		if n := i.count(); n != 3 {
 			t.Errorf("%d fetches, want 3", n)
+		}
+	})
+}
+
+// A packet filter may drop what a request sends, for example.
+func TestLostRequestDelaysNoToken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := &issuer{wait: time.Hour}
+		known, fresh := newSigner("known"), newSigner("fresh")
+		i.keys = append(i.keys, known.jwk(), fresh.jwk())
+		s := newSet(i, nil)
+		for _, signer := range []*signer{known, fresh} {
+			began := time.Now()
+			time.AfterFunc(500*time.Millisecond, func() { i.set(func() { i.wait = 0 }) })
+			want(t, s, signer.token(t), rate.NewLimiter(rate.Inf, 1), nil, "after a lost request")
+			if took := time.Since(began); took > time.Second {
+				t.Errorf("took %v, want at most 1s", took)
+			}
 		}
 	})
 }
