@@ -15,10 +15,11 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/http1"
 )
 
-// Run serves the listeners until ctx ends, and then shuts down. It closes them.
-// It is called once, and has to run while the Server serves requests: it
-// discovers the provider, and learns what other replicas change. While the
-// provider is unreachable, logins fail, and requests in existing sessions work.
+// Run serves the listeners until ctx ends, and then shuts down. It closes them,
+// also if it fails. It is called once, and has to run while the Server serves
+// requests: it discovers the provider, and learns what other replicas change.
+// While the provider is unreachable, logins fail, and requests in existing
+// sessions work.
 //
 // The shutdown loses no request. From its begin the Server is not ready, and
 // each response says that its connection is closed (Connection: close, or
@@ -63,6 +64,9 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 	server.Protocols.SetUnencryptedHTTP2(true)
 	group, serving := errgroup.WithContext(ctx)
 	if err := s.start(serving); err != nil {
+		for _, l := range listeners {
+			l.Close()
+		}
 		return err
 	}
 	other := newHandedOver()

@@ -528,7 +528,8 @@ func TestShutdownDoesNotWaitForEachHTTP2ClientThatReadsNothing(t *testing.T) {
 	}
 }
 
-// A second call of Run fails, and leaves what the first one does alone.
+// A second call of Run fails, closes its own listeners, and leaves what the
+// first one does alone.
 func TestSecondRunLeavesTheFirstAlone(t *testing.T) {
 	t.Parallel()
 	var cfg bff.Config
@@ -540,8 +541,12 @@ func TestSecondRunLeavesTheFirstAlone(t *testing.T) {
 	server, stop, result := serve(t, cfg, l)
 	k := a.keepAlive(l.Addr().String())
 	k.get("/")
-	if err := server.Run(t.Context()); err == nil {
+	other := listen(t)
+	if err := server.Run(t.Context(), other); err == nil {
 		t.Error("the second Run has not failed")
+	}
+	if err := other.Close(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("the listener of the second Run: got %v, want that it is closed", err)
 	}
 	stop()
 	if err := <-result; err != nil {
