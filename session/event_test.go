@@ -414,6 +414,58 @@ func TestEndIsReportedAfterARetry(t *testing.T) {
 	})
 }
 
+// A store that fails when a cookie of an ended session comes back hides neither
+// the end nor the return: the next request with the cookie reports them.
+func TestEndAndReturnAreReportedAfterARetry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r recorder
+		store := &untombed{Memory: new(tokenstore.Memory)}
+		cfg := session.Config{Store: store, App: here, Observe: r.observe}
+		m := newManager(t, cfg)
+		s, expired := signIn(t, m, tokens())
+		time.Sleep(session.DefaultIdleTimeout)
+		other, ended := signIn(t, m, tokens())
+		if err := newManager(t, cfg).End(t.Context(), other, session.ReasonLogout); err != nil {
+			t.Fatal(err)
+		}
+		for _, err := range []error{errors.New("down"), nil} {
+			store.err = err
+			wantNone(t, m, expired, "expired")
+			wantNone(t, m, ended, "ended")
+		}
+		if got := r.of(session.SessionEnded); len(got) != 2 || got[1].Session != s.ID {
+			t.Errorf("ends: got %v, want that of %s after that of %s", got, s.ID, other.ID)
+		}
+		if got := r.of(session.SessionReturned); len(got) != 1 || got[0].Session != other.ID {
+			t.Errorf("returns: got %v, want that of %s", got, other.ID)
+		}
+	})
+}
+
+// untombed is a store that fails with err for tombstones.
+type untombed struct {
+	*tokenstore.Memory
+	err error
+}
+
+func (s *untombed) fails(key string) bool {
+	return s.err != nil && strings.HasPrefix(key, "tombstone:")
+}
+
+func (s *untombed) Create(ctx context.Context, key string, value []byte, ttl time.Duration) (bool, error) {
+	if s.fails(key) {
+		return false, s.err
+	}
+	return s.Memory.Create(ctx, key, value, ttl)
+}
+
+func (s *untombed) Get(ctx context.Context, key string) ([]byte, time.Duration, bool, error) {
+	if s.fails(key) {
+		return nil, 0, false, s.err
+	}
+	return s.Memory.Get(ctx, key)
+}
+
 // In a Redis Cluster, the server of the info can fail while that of the record
 // works.
 func TestEndWithoutTheInfo(t *testing.T) {
