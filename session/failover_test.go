@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -253,6 +254,36 @@ func TestReplayIsRetried(t *testing.T) {
 			})
 		})
 	}
+}
+
+// The store fails between the commands of a replay.
+func TestReplayThatFailsHalfwayIsRetried(t *testing.T) {
+	withFailover(t, func(x *failover) {
+		x.touch(x.a) // reseals, so that b replaces another record than the one that is restored
+		x.refresh(x.b)
+		x.lose()
+		unreadable := &unreadableStore{Store: x.store}
+		unreadable.fails.Store(true)
+		x.away.Store = unreadable
+		x.store.restore()
+		time.Sleep(500 * time.Millisecond)
+		unreadable.fails.Store(false)
+		time.Sleep(leaseGrace)
+		x.wantTokens("access-2")
+	})
+}
+
+// unreadableStore is a store whose Get fails.
+type unreadableStore struct {
+	session.Store
+	fails atomic.Bool
+}
+
+func (s *unreadableStore) Get(ctx context.Context, key string) ([]byte, time.Duration, bool, error) {
+	if s.fails.Load() {
+		return nil, 0, false, errors.New("connection refused")
+	}
+	return s.Store.Get(ctx, key)
 }
 
 // b's write was carried out although its response was lost, and a has refreshed
