@@ -16,11 +16,14 @@ import (
 //	2u1d16houkiyo.js           Next.js with Turbopack, in _next/static
 //
 // Browsers cache such a file for a year. So what could be a word or a date is
-// not taken for a hash. A hash that is not recognized costs a revalidation.
+// not taken for a hash: about one of seven hashes of Vite. A hash that is not
+// recognized costs a revalidation. In a folder in which the framework writes a
+// hash into each name, only lower case is taken for a word.
 func hasContentHash(name string) bool {
-	if esbuildName.MatchString(path.Base(name)) {
+	if esbuildName.MatchString(path.Base(name)) || strings.HasPrefix(name, "_app/immutable/") {
 		return true
 	}
+	inHashedDir := hashedDir.MatchString(name)
 	inNext := strings.HasPrefix(name, "_next/static/")
 	parts := strings.Split(path.Base(name), ".")
 	for i, part := range parts[:len(parts)-1] {
@@ -33,14 +36,15 @@ func hasContentHash(name string) bool {
 		}
 		const n = 8
 		switch {
-		case len(part) == n && (i > 0 || hashOnlyDir.MatchString(name)):
+		case len(part) == n && (i > 0 || inHashedDir):
 			token = part
 		case len(part) > n && part[len(part)-n-1] == '-': // - is a character of base64url
 			token = part[len(part)-n:]
 		default:
 			continue
 		}
-		if isBase32Hash(token) || isBase64Hash(token) {
+		if isBase32Hash(token) || isBase64Hash(token) ||
+			inHashedDir && base64Text.MatchString(token) && strings.Trim(token, lower) != "" {
 			return true
 		}
 	}
@@ -51,7 +55,7 @@ var (
 	// About a quarter of the hashes of esbuild could be a word: in these names
 	// they are none.
 	esbuildName   = regexp.MustCompile(`^(main|chunk|polyfills|styles|scripts)-[A-Z2-7]{8}\.(js|css)$`)
-	hashOnlyDir   = regexp.MustCompile(`^(_nuxt|_app/immutable)/`) // Nuxt and SvelteKit: a name can be only a hash
+	hashedDir     = regexp.MustCompile(`^(_nuxt|_astro)/`) // in Nuxt, a name can be only a hash
 	turbopackHash = regexp.MustCompile(`(^|-)[0-9][0-9a-z_~-]{12}$`)
 	nextFontHash  = regexp.MustCompile(`^[0-9a-f]{16}-s$`) // 79f9b672174387aa-s.p.woff2
 

@@ -1088,8 +1088,14 @@ func TestContentHashInName(t *testing.T) {
 		{"_astro/extra.BzI9LrnK.js", true},                                      // Astro
 		{"_astro/index.astro_astro_type_script_index_0_lang._ku9HDrc.js", true}, //
 		{"_nuxt/DlAUqK2U.js", true},                                             // Nuxt
+		{"_nuxt/Cocynuea.js", true},                                             //
+		{"_nuxt/error-404.C-Ezrlz-.css", true},                                  //
+		{"_astro/extra.C_lUCyts.js", true},                                      //
 		{"_app/immutable/chunks/BzI9LrnK.js", true},                             // SvelteKit
+		{"_app/immutable/nodes/1.Btokdkou.js", true},                            //
+		{"_app/immutable/entry/start.Ddkf7_V5.js", true},                        //
 		{"_nuxt/builds/latest.json", false},
+		{"_nuxt/manifest.json", false},
 		{"_app/version.json", false},
 		{"_next/static/7HAGbCahJToLhxFrXGuTb/_buildManifest.js", false}, // the hash is in the directory
 		{"_next/static/chunks/main.js", false},
