@@ -180,15 +180,21 @@ routes: [{path: /orders/, upstream: 'http://localhost:3000', token: user}]
 }
 
 // Without an export, out/ never exists, and build/ has the code of a server.
+// TanStack Start names the page _shell.html if it is not told otherwise.
 func TestInitSaysWhatMakesABuildOfFiles(t *testing.T) {
 	t.Parallel()
 	for dependency, want := range map[string]string{
 		"next":          "Build with output: \"export\" in next.config.\n",
-		"@sveltejs/kit": "Build with @sveltejs/adapter-static in svelte.config.js.\n",
+		"@sveltejs/kit": "Build with @sveltejs/adapter-static.\n",
 		"nuxt":          "Build with nuxt generate.\n",
+		"@react-router/dev": "Build with ssr: false in react-router.config.\n" +
+			"      Otherwise the browser's files are not in build/client/ (frontend.dir).\n",
+		"@tanstack/react-start": "Build with spa: { enabled: true, prerender: { outputPath: \"/index\" } } in " +
+			"tanstackStart().\n      Otherwise the browser's files are not in dist/client/ (frontend.dir).\n",
 	} {
 		dir := t.TempDir()
-		overwrite(t, filepath.Join(dir, "package.json"), `{"dependencies": {"`+dependency+`": "1"}}`)
+		overwrite(t, filepath.Join(dir, "package.json"),
+			`{"dependencies": {"`+dependency+`": "1"}, "devDependencies": {"vite": "8"}}`)
 		var out, stderr bytes.Buffer
 		args := []string{"init", "--dir", dir, "--issuer", "https://id.example.com", "--client-id", "spa",
 			"--public-url", "https://app.example.com"}

@@ -192,7 +192,7 @@ func proxyFile(project *Project, answers Answers) (*File, error) {
 	case Angular:
 		text, err := json.MarshalIndent(byPath, "", "  ")
 		return &File{"proxy.conf.json", append(text, '\n'), 0o644}, err
-	case Vite, SvelteKit, Astro, Nuxt:
+	case Vite, SvelteKit, Astro, Nuxt, ReactRouter, Tanstack:
 		text, err := json.MarshalIndent(byPath, "", "  ")
 		return &File{"cloakroom.proxy.mjs", module(text, "server.proxy of Vite"), 0o644}, err
 	case VueCLI, Webpack:
@@ -209,7 +209,7 @@ func proxyFile(project *Project, answers Answers) (*File, error) {
 // that has another file. Without them, TypeScript refuses to import it.
 func proxyTypes(framework Framework) string {
 	switch framework {
-	case Vite, SvelteKit, Astro, Nuxt:
+	case Vite, SvelteKit, Astro, Nuxt, ReactRouter, Tanstack:
 		return "export declare const proxy: Record<string, { target: string; changeOrigin: boolean; ws: boolean }>;\n"
 	case VueCLI, Webpack:
 		return "export declare const proxy: " +

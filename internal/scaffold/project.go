@@ -46,7 +46,9 @@ const (
 	CreateReact Framework = "Create React App"
 	Next        Framework = "Next.js"
 	Nuxt        Framework = "Nuxt"
+	ReactRouter Framework = "React Router"
 	SvelteKit   Framework = "SvelteKit"
+	Tanstack    Framework = "TanStack Start"
 	Vite        Framework = "Vite"
 	VueCLI      Framework = "Vue CLI"
 	Webpack     Framework = "webpack"
@@ -66,7 +68,10 @@ var signs = []struct {
 	{"next", Next, "out", "http://localhost:3000", `output: "export" in next.config`},
 	{"nuxt", Nuxt, ".output/public", "http://localhost:3000", "nuxt generate"},
 	{"astro", Astro, "dist", "http://localhost:4321", ""},
-	{"@sveltejs/kit", SvelteKit, "build", "http://localhost:5173", "@sveltejs/adapter-static in svelte.config.js"},
+	{"@sveltejs/kit", SvelteKit, "build", "http://localhost:5173", "@sveltejs/adapter-static"},
+	{"@tanstack/react-start", Tanstack, "dist/client", "http://localhost:3000",
+		`spa: { enabled: true, prerender: { outputPath: "/index" } } in tanstackStart()`},
+	{"@react-router/dev", ReactRouter, "build/client", "http://localhost:5173", "ssr: false in react-router.config"},
 	{"react-scripts", CreateReact, "build", "http://localhost:3000", ""},
 	{"@vue/cli-service", VueCLI, "dist", "http://localhost:8080", ""},
 	{"vite", Vite, "dist", "http://localhost:5173", ""},

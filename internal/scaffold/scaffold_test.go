@@ -55,7 +55,7 @@ func TestDetectKnowsTheFrameworks(t *testing.T) {
 			},
 			scaffold.Project{Framework: scaffold.SvelteKit, OutDir: "build", DevURL: "http://localhost:5173",
 				DevScript: "pnpm run dev", SourceDir: ".",
-				Export: "@sveltejs/adapter-static in svelte.config.js"},
+				Export: "@sveltejs/adapter-static"},
 		},
 		"two libraries, and what two package managers left": {
 			map[string]string{
