@@ -49,6 +49,9 @@ var (
 			"a client (client), those that the provider, the upstreams and the session store showed last "+
 			"(provider, upstream, store).",
 		[]string{"certificate", "name"}, nil)
+	lifetimeDesc = prometheus.NewDesc("cloakroom_certificate_lifetime_seconds",
+		"Time from the beginning to the end of a certificate's validity.",
+		[]string{"certificate", "name"}, nil)
 )
 
 // Describe sends the descriptions of all metrics. With Collect, it makes a
@@ -60,7 +63,7 @@ func (s *Server) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		inFlightDesc, streamsDesc, upstreamUpDesc, connectionsDesc, connectionsLimitDesc, refusalsDesc,
 		providerUpDesc, breakerDesc, invalidationDesc, cacheDesc, refreshingDesc, waitersDesc, cookiesDesc,
-		unreportedDesc, certificateDesc,
+		unreportedDesc, certificateDesc, lifetimeDesc,
 	} {
 		ch <- d
 	}
@@ -113,8 +116,9 @@ func (s *Server) Collect(ch chan<- prometheus.Metric) {
 			gauge(upstreamUpDesc, oneIf(up), route.Path, server)
 		}
 	}
-	for cert, expiry := range s.certificates(a) {
-		gauge(certificateDesc, time.Until(expiry).Seconds(), cert.kind, cert.name)
+	for labels, cert := range s.certificates(a) {
+		gauge(certificateDesc, time.Until(cert.NotAfter).Seconds(), labels.kind, labels.name)
+		gauge(lifetimeDesc, cert.NotAfter.Sub(cert.NotBefore).Seconds(), labels.kind, labels.name)
 	}
 }
 
@@ -127,13 +131,14 @@ type certifiedStore interface {
 // certificateLabels are the labels of a certificate.
 type certificateLabels struct{ kind, name string }
 
-// certificates returns when the certificates that are known expire.
-func (s *Server) certificates(a *app) map[certificateLabels]time.Time {
-	all := make(map[certificateLabels]time.Time)
-	add := func(kind, name string, expiry time.Time) {
+// certificates returns the certificates that are known. Of those with the same
+// labels it is the one that expires first.
+func (s *Server) certificates(a *app) map[certificateLabels]*x509.Certificate {
+	all := make(map[certificateLabels]*x509.Certificate)
+	add := func(kind, name string, cert *x509.Certificate) {
 		labels := certificateLabels{kind, name}
-		if before, ok := all[labels]; !expiry.IsZero() && (!ok || expiry.Before(before)) {
-			all[labels] = expiry
+		if before := all[labels]; cert != nil && (before == nil || cert.NotAfter.Before(before.NotAfter)) {
+			all[labels] = cert
 		}
 	}
 	addLeaf := func(kind string, cert *x509.Certificate) {
@@ -142,7 +147,7 @@ func (s *Server) certificates(a *app) map[certificateLabels]time.Time {
 			if len(cert.DNSNames) > 0 {
 				name = cert.DNSNames[0]
 			}
-			add(kind, name, cert.NotAfter)
+			add(kind, name, cert)
 		}
 	}
 	addOwn := func(kind string, cert *tls.Certificate) {
@@ -155,13 +160,13 @@ func (s *Server) certificates(a *app) map[certificateLabels]time.Time {
 	}
 	addOwn("client", a.provider.Config().ClientCertificate)
 	_, issuer, _ := strings.Cut(a.provider.IssuerOrigin(), "://")
-	for host, expiry := range a.provider.CertificateExpiry() {
-		add("provider", cmp.Or(host, issuer), expiry)
+	for host, cert := range a.provider.PeerCertificates() {
+		add("provider", cmp.Or(host, issuer), cert)
 	}
 	if store, ok := a.store.(*measuredStore).Store.(certifiedStore); ok {
 		servers, client := store.Certificates()
 		for host, cert := range servers {
-			add("store", host, cert.NotAfter)
+			add("store", host, cert)
 		}
 		addLeaf("client", client)
 	}
@@ -172,7 +177,7 @@ func (s *Server) certificates(a *app) map[certificateLabels]time.Time {
 			}
 		}
 		for i, server := range route.proxy.Servers() {
-			add("upstream", server, route.proxy.CertificateExpiry(i))
+			add("upstream", server, route.proxy.PeerCertificate(i))
 		}
 	}
 	return all

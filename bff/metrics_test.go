@@ -535,6 +535,9 @@ func TestCertificatesHaveTheirTimeToExpiry(t *testing.T) {
 		if isHour := got > 3000 && got <= 3600; !isHour && !(strings.Contains(labels, "provider") && got > 3600) {
 			t.Errorf("%s: got %v s, want about an hour", labels, got)
 		}
+		if life := now.Rise(t, nil, "cloakroom_certificate_lifetime_seconds"+labels); life < got {
+			t.Errorf("%s: got a lifetime of %v s, want at least the %v s that are left", labels, life, got)
+		}
 	}
 }
 

@@ -2,16 +2,15 @@ package oidc
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"maps"
 	"sync"
-	"time"
 )
 
-// peerCertificates are the ends of the certificates that the provider has
-// shown.
+// peerCertificates are the certificates that the provider has shown.
 type peerCertificates struct {
-	mu      sync.Mutex           // guards expires
-	expires map[string]time.Time // :: host, empty for an IP address → when its certificate expires
+	mu    sync.Mutex                   // guards shown
+	shown map[string]*x509.Certificate // :: host, empty for an IP address → its certificate
 }
 
 // record is tls.Config.VerifyConnection. It accepts every connection.
@@ -19,19 +18,19 @@ func (p *peerCertificates) record(state tls.ConnectionState) error {
 	if len(state.PeerCertificates) > 0 {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		if p.expires == nil {
-			p.expires = make(map[string]time.Time)
+		if p.shown == nil {
+			p.shown = make(map[string]*x509.Certificate)
 		}
-		p.expires[state.ServerName] = state.PeerCertificates[0].NotAfter
+		p.shown[state.ServerName] = state.PeerCertificates[0]
 	}
 	return nil
 }
 
-// CertificateExpiry returns for each host of the provider when its certificate
-// expires, as of the last connection. IP addresses share an empty name. It
-// knows nothing of the connections of Config.HTTPClient.
-func (c *Client) CertificateExpiry() map[string]time.Time {
+// PeerCertificates returns the certificate of each host of the provider, as of
+// the last connection. IP addresses share an empty name. It knows nothing of
+// the connections of Config.HTTPClient.
+func (c *Client) PeerCertificates() map[string]*x509.Certificate {
 	c.certificates.mu.Lock()
 	defer c.certificates.mu.Unlock()
-	return maps.Clone(c.certificates.expires)
+	return maps.Clone(c.certificates.shown)
 }

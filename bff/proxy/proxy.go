@@ -11,6 +11,7 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"log/slog"
 	"net"
@@ -216,14 +217,10 @@ func (p *Proxy) Status() []ServerStatus {
 	return all
 }
 
-// CertificateExpiry returns when the certificate of the server in Upstream.URLs
-// with an index expires, as of the last connection. It is zero if the server
-// has shown none yet.
-func (p *Proxy) CertificateExpiry(server int) time.Time {
-	if at := p.servers.servers[server].certExpiry.Load(); at != 0 {
-		return time.Unix(at, 0)
-	}
-	return time.Time{}
+// PeerCertificate returns the certificate of the server in Upstream.URLs with
+// an index, as of the last connection. It is nil if the server has shown none.
+func (p *Proxy) PeerCertificate(server int) *x509.Certificate {
+	return p.servers.servers[server].certificate.Load()
 }
 
 // New returns a Proxy for an upstream. It does no I/O. A nil group means one of

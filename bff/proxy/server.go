@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"net"
 	"net/http"
@@ -44,8 +45,8 @@ type server struct {
 	resolving chan struct{}              // holds something while resolve runs
 	resolved  time.Time                  // guarded by resolving
 
-	proofNonce atomic.Pointer[string] // for the next DPoP proof
-	certExpiry atomic.Int64           // of the certificate that was shown last, in Unix seconds; 0: none was
+	proofNonce  atomic.Pointer[string]           // for the next DPoP proof
+	certificate atomic.Pointer[x509.Certificate] // that was shown last; nil: none was
 }
 
 // nonce returns the nonce for the next DPoP proof (RFC 9449, section 9), or an
@@ -96,7 +97,7 @@ func newServer(raw string, cfg Upstream, g *Group) (*server, error) {
 	verify := secure.VerifyConnection
 	secure.VerifyConnection = func(state tls.ConnectionState) error {
 		if len(state.PeerCertificates) > 0 {
-			s.certExpiry.Store(state.PeerCertificates[0].NotAfter.Unix())
+			s.certificate.Store(state.PeerCertificates[0])
 		}
 		if verify != nil {
 			return verify(state)
