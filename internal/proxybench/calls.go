@@ -146,6 +146,15 @@ func (s *system) newClient(long time.Duration) (*client, error) {
 	return c, nil
 }
 
+// closeAll closes the connections of clients. It ignores those that are nil.
+func closeAll(clients []*client) {
+	for _, c := range clients {
+		if c != nil {
+			c.conn.Close()
+		}
+	}
+}
+
 func (c *client) Read(p []byte) (int, error) {
 	n, err := c.conn.Read(p)
 	c.got += float64(n)
@@ -188,13 +197,7 @@ func (r *rig) measureCall(
 			return steps[i]() // warm up
 		})
 	}
-	defer func() {
-		for _, c := range clients {
-			if c != nil {
-				c.conn.Close()
-			}
-		}
-	}()
+	defer closeAll(clients)
 	if err := opening.Wait(); err != nil {
 		return err
 	}

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -49,11 +48,16 @@ func (s *system) measure(ctx context.Context, c cell, long time.Duration, r benc
 		method = "POST"
 	}
 	request := s.request(method, c.path, c.upload)
-	if _, err := s.load(ctx, request, c, long/5); err != nil { // warm up
+	clients, err := s.dial(c.connections, long)
+	defer closeAll(clients)
+	if err != nil {
+		return err
+	}
+	if _, err := load(ctx, clients, request, c, long/5); err != nil { // warm up
 		return err
 	}
 	before, began := s.cpu(), time.Now()
-	took, err := s.load(ctx, request, c, long)
+	took, err := load(ctx, clients, request, c, long)
 	if err != nil {
 		return err
 	}
@@ -70,31 +74,52 @@ func (s *system) measure(ctx context.Context, c cell, long time.Duration, r benc
 
 func (s *system) key(c cell) string { return fmt.Sprintf("%s %s %d", s.name, c.name, c.connections) }
 
-// load sends a request again and again on some connections, on each at least
-// once, and returns how many microseconds each took. Every answer is looked at.
-func (s *system) load(ctx context.Context, request []byte, c cell, long time.Duration) ([]float64, error) {
-	until := time.Now().Add(long)
-	took := make([][]float64, c.connections)
+// dial returns n clients. Those that it returns with an error are to be closed,
+// too.
+func (s *system) dial(n int, long time.Duration) (clients []*client, err error) {
+	for range n {
+		c, err := s.newClient(long)
+		if err != nil {
+			return clients, err
+		}
+		clients = append(clients, c)
+	}
+	return clients, nil
+}
+
+// load sends a request again and again on each connection, at least once, and
+// returns how many microseconds each took. Every answer is looked at.
+//
+// With a rate, the requests are due at equal intervals. One that has to wait
+// until its connection has the answer before has taken the time since it was
+// due.
+func load(ctx context.Context, clients []*client, request []byte, c cell, long time.Duration) ([]float64, error) {
+	start := time.Now()
+	until := start.Add(long)
+	took := make([][]float64, len(clients))
 	group, ctx := errgroup.WithContext(ctx)
-	for i := range took {
+	for i, client := range clients {
 		group.Go(func() error {
-			conn, err := net.Dial("tcp", s.addr)
-			if err != nil {
-				return err
-			}
-			defer conn.Close()
-			defer context.AfterFunc(ctx, func() { conn.Close() })()
-			r := bufio.NewReaderSize(conn, 64<<10)
-			for len(took[i]) == 0 || time.Now().Before(until) {
+			defer context.AfterFunc(ctx, func() { client.conn.Close() })()
+			for n := i; len(took[i]) == 0 || time.Now().Before(until); n += len(clients) {
 				began := time.Now()
-				if _, err := conn.Write(request); err != nil {
+				if c.rate > 0 {
+					due := start.Add(time.Duration(n) * time.Second / time.Duration(c.rate))
+					if began.Before(due) {
+						time.Sleep(due.Sub(began))
+						began = time.Now()
+					} else {
+						began = due
+					}
+				}
+				if _, err := client.conn.Write(request); err != nil {
 					return err
 				}
-				head, err := readHead(r)
+				head, err := readHead(client.r)
 				if err != nil {
 					return err
 				}
-				length, err := head.readBody(r)
+				length, err := head.readBody(client.r)
 				if err != nil {
 					return err
 				}

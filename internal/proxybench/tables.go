@@ -31,12 +31,17 @@ The systems do different work:
   for CSRF.
 
 The request has the headers of a browser. The upstream is as cheap as possible, or ` + "`net/http`" + ` or
-nginx if the heading says so. The last four columns compare the CPU time: they are the medians of
-the ratios within each round.
+nginx if the heading says so. Each connection is open and has been used before it is measured. The
+last four columns compare the CPU time: they are the medians of the ratios within each round.
+
+As many requests as possible are sent, so a faster system has more of them. If the heading says how
+many, each system has as many, and p50 and p99 show how long a user waits at the same load. There, a
+request that has to wait until its connection is free has taken the time since it was due.
 
 Figures that were published until 2026-11-28 are not comparable. Their ` + "`httputil.ReverseProxy`" + ` had
 the default pool of http.Transport: two idle connections for each host. So it opened a connection
-for most requests, and it sent fewer headers. The ratios were too good for Cloakroom.
+for most requests, and it sent fewer headers. The ratios were too good for Cloakroom. Figures until
+2026-11-30 include the opening of the connections.
 `
 
 // tables returns the section with the medians.
