@@ -161,4 +161,15 @@ func TestFollowerIsRemovedOnce(t *testing.T) {
 	if fs.first != nil || fs.last != nil {
 		t.Error("list after both removals: got a follower")
 	}
+	registered := []*follower{{id: "a", session: &Session{ID: "a"}}, {id: "a", session: &Session{ID: "a"}}}
+	for _, f := range registered {
+		fs.add(f)
+	}
+	fs.register(time.Now(), true)
+	for i, want := range []int{1, 0} {
+		fs.remove(registered[i])
+		if got := len(fs.sessions); got != want {
+			t.Errorf("followed sessions after %d removals: got %d, want %d", i+1, got, want)
+		}
+	}
 }
