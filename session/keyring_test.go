@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/internal/redistest"
@@ -122,6 +123,36 @@ func TestCodecOpensForItsAppOnly(t *testing.T) {
 			t.Errorf("%s: got %q, %v, want an error that is not ErrForeign", name, got, err)
 		}
 	}
+}
+
+func TestCodecOpensUntilMaxAge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ring, err := session.NewKeyring([][]byte{keyA}, here)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for maxAge, ages := range map[time.Duration]struct{ opens, expired time.Duration }{
+			time.Minute: {59 * time.Second, 61 * time.Second},
+			0:           {opens: 400 * 24 * time.Hour},
+		} {
+			codec := ring.Codec("p", maxAge)
+			value, err := codec.Seal("n", []byte("payload"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(ages.opens)
+			if _, err := codec.Open("n", value); err != nil {
+				t.Errorf("maximum age %v, after %v: got %v, want the payload", maxAge, ages.opens, err)
+			}
+			if ages.expired == 0 {
+				continue
+			}
+			time.Sleep(ages.expired - ages.opens)
+			if _, err := codec.Open("n", value); err == nil {
+				t.Errorf("maximum age %v, after %v: got the payload, want an error", maxAge, ages.expired)
+			}
+		}
+	})
 }
 
 // A record of another release, or a part of one, is no session. Each is logged
