@@ -325,6 +325,42 @@ func TestSessionEndedDuringRefreshStaysEnded(t *testing.T) {
 	})
 }
 
+// The session ends while one replica refreshes it and another one waits for
+// that refresh.
+func TestSessionEndedDuringRefreshElsewhere(t *testing.T) {
+	p := &tokenEndpoint{takes: 3 * time.Second}
+	replicas(t, 2, session.Config{Refresh: p.refresh, Revoke: p.revoke}, func(
+		t *testing.T, _ *tappedStore, all []*session.Manager, s *session.Session, ticket session.Ticket,
+	) {
+		go all[0].Refresh(context.Background(), s)
+		synctest.Wait() // until the provider has its request
+		waiting := make(chan error)
+		go func() {
+			_, err := findRefresh(context.Background(), all[1], ticket)
+			waiting <- err
+		}()
+		time.Sleep(time.Second)
+		began := time.Now()
+		if err := all[0].End(t.Context(), s, session.ReasonLogout); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-waiting; !errors.Is(err, session.ErrNone) {
+			t.Errorf("Refresh that waited: got %v, want ErrNone", err)
+		}
+		if waited := time.Since(began); waited > 100*time.Millisecond {
+			t.Errorf("Refresh returned %v after the end, want at most 100ms", waited)
+		}
+		for _, m := range all {
+			if err := m.Drain(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+		if n := p.calls.Load(); n != 1 {
+			t.Errorf("got %d refreshes, want 1", n)
+		}
+	})
+}
+
 func TestRefreshIsNoActivity(t *testing.T) {
 	p := new(tokenEndpoint)
 	withProvider(t, p, session.Config{IdleTimeout: 3 * time.Minute}, func(
