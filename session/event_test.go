@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -419,7 +420,7 @@ func TestEndIsReportedAfterARetry(t *testing.T) {
 func TestEndAndReturnAreReportedAfterARetry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var r recorder
-		store := &untombed{Memory: new(tokenstore.Memory)}
+		store := &partlyDown{Memory: new(tokenstore.Memory)}
 		cfg := session.Config{Store: store, App: here, Observe: r.observe}
 		m := newManager(t, cfg)
 		s, expired := signIn(t, m, tokens())
@@ -428,8 +429,7 @@ func TestEndAndReturnAreReportedAfterARetry(t *testing.T) {
 		if err := newManager(t, cfg).End(t.Context(), other, session.ReasonLogout); err != nil {
 			t.Fatal(err)
 		}
-		for _, err := range []error{errors.New("down"), nil} {
-			store.err = err
+		for _, store.down = range []string{"tombstone:", ""} {
 			wantNone(t, m, expired, "expired")
 			wantNone(t, m, ended, "ended")
 		}
@@ -442,28 +442,53 @@ func TestEndAndReturnAreReportedAfterARetry(t *testing.T) {
 	})
 }
 
-// untombed is a store that fails with err for tombstones.
-type untombed struct {
+// partlyDown is a store that fails for keys that begin with down; empty: none.
+type partlyDown struct {
 	*tokenstore.Memory
-	err error
+	down string
 }
 
-func (s *untombed) fails(key string) bool {
-	return s.err != nil && strings.HasPrefix(key, "tombstone:")
+func (s *partlyDown) check(keys ...string) error {
+	isDown := func(key string) bool { return s.down != "" && strings.HasPrefix(key, s.down) }
+	if slices.ContainsFunc(keys, isDown) {
+		return errors.New("down")
+	}
+	return nil
 }
 
-func (s *untombed) Create(ctx context.Context, key string, value []byte, ttl time.Duration) (bool, error) {
-	if s.fails(key) {
-		return false, s.err
+func (s *partlyDown) Create(ctx context.Context, key string, value []byte, ttl time.Duration) (bool, error) {
+	if err := s.check(key); err != nil {
+		return false, err
 	}
 	return s.Memory.Create(ctx, key, value, ttl)
 }
 
-func (s *untombed) Get(ctx context.Context, key string) ([]byte, time.Duration, bool, error) {
-	if s.fails(key) {
-		return nil, 0, false, s.err
+func (s *partlyDown) Get(ctx context.Context, key string) ([]byte, time.Duration, bool, error) {
+	if err := s.check(key); err != nil {
+		return nil, 0, false, err
 	}
 	return s.Memory.Get(ctx, key)
+}
+
+func (s *partlyDown) Delete(ctx context.Context, keys ...string) error {
+	if err := s.check(keys...); err != nil {
+		return err
+	}
+	return s.Memory.Delete(ctx, keys...)
+}
+
+func (s *partlyDown) Add(ctx context.Context, members map[string]string, ttl time.Duration) error {
+	if err := s.check(slices.Collect(maps.Keys(members))...); err != nil {
+		return err
+	}
+	return s.Memory.Add(ctx, members, ttl)
+}
+
+func (s *partlyDown) Members(ctx context.Context, keys ...string) ([]string, error) {
+	if err := s.check(keys...); err != nil {
+		return nil, err
+	}
+	return s.Memory.Members(ctx, keys...)
 }
 
 // In a Redis Cluster, the server of the info can fail while that of the record

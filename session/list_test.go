@@ -230,6 +230,36 @@ func TestReplicasMayDifferInMaxLifetime(t *testing.T) {
 	}
 }
 
+// A login fails if a part of it does. A logout at the provider would not find a
+// session that is in no index, for example.
+func TestLoginFailsIfAPartOfItDoes(t *testing.T) {
+	t.Parallel()
+	partly, undeletable := &partlyDown{Memory: new(tokenstore.Memory)}, &undeletable{Memory: new(tokenstore.Memory)}
+	for part, test := range map[string]struct {
+		store session.Store
+		fail  func()
+	}{
+		"user index":     {partly, func() { partly.down = "user:" }},
+		"sid index":      {partly, func() { partly.down = "sid:" }},
+		"info":           {partly, func() { partly.down = "info:" }},
+		"record":         {partly, func() { partly.down = "session:" }},
+		"logouts":        {partly, func() { partly.down = "ended:" }},
+		"session before": {undeletable, func() { undeletable.err = errors.New("down") }},
+	} {
+		m := newManager(t, session.Config{Store: test.store})
+		before := wantAlive(t, m, signInAs(t, m, "i", "alice", "s"), part)
+		test.fail()
+		_, err := m.Start(t.Context(), session.New{
+			Issuer: "i", Subject: "alice", SID: "s", Tokens: tokens(), Replaces: []session.Ticket{before.Ticket()},
+			Replaced: func(*session.Session, bool) { t.Errorf("%s: a session was replaced", part) },
+		})
+		if !errors.Is(err, session.ErrStore) {
+			t.Errorf("%s: got %v, want ErrStore", part, err)
+		}
+		partly.down = ""
+	}
+}
+
 // A session that a login replaces does not count for MaxPerUser.
 func TestReplacedSessionDoesNotCount(t *testing.T) {
 	t.Parallel()
