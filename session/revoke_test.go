@@ -188,6 +188,25 @@ var revocations = map[string]func(ctx context.Context, m *session.Manager, s *se
 	},
 }
 
+// A store that fails when the cookie returns does not keep the tokens valid.
+func TestRevocationIsRetriedWhenCookieReturns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, store := new(tokenEndpoint), &partlyDown{Memory: new(tokenstore.Memory)}
+		m := newManager(t, session.Config{Store: store, Refresh: p.refresh, Revoke: p.revoke})
+		s, ticket := signIn(t, m, tokens())
+		if _, err := m.EndByID(t.Context(), s.ID, session.ReasonRevoked); err != nil {
+			t.Fatal(err)
+		}
+		for _, store.down = range []string{"revoked:", ""} {
+			wantNone(t, m, ticket, "revoked")
+			synctest.Wait()
+		}
+		if want := []string{"refresh-1"}; !slices.Equal(p.revoked, want) {
+			t.Errorf("after a retry: got %v revoked, want %v", p.revoked, want)
+		}
+	})
+}
+
 func TestRevokedTokensAreRevokedWhenCookieReturns(t *testing.T) {
 	for way, revoke := range revocations {
 		synctest.Test(t, func(t *testing.T) {
