@@ -400,6 +400,30 @@ func TestRunCallsAllWatchersAtItsEnd(t *testing.T) {
 	})
 }
 
+// Without Run nothing tells a replica of what others do, so its cache is not
+// used, whatever the store has promised before.
+func TestCacheIsUnusedAfterRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := new(tokenstore.Memory)
+		m := newManager(t, session.Config{Store: store})
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() {
+			m.Run(ctx)
+			close(done)
+		}()
+		synctest.Wait()
+		_, ticket := signIn(t, m, tokens())
+		wantAlive(t, m, ticket, "during Run")
+		stop()
+		<-done
+		if err := findEnd(t.Context(), newManager(t, session.Config{Store: store}), ticket); err != nil {
+			t.Fatal(err)
+		}
+		wantNone(t, m, ticket, "ended after Run has returned")
+	})
+}
+
 // The store fails over to a server that lacks the last writes.
 func TestLostWritesAreReplayed(t *testing.T) {
 	p := new(tokenEndpoint)
