@@ -27,6 +27,15 @@ func (m *Manager) Open(ctx context.Context, s *Session) (*Session, error) {
 	return m.load(ctx, s.ticket)
 }
 
+// Kept returns for how many sessions a refresh, or a wait for one, is kept.
+func (m *Manager) Kept() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.notifier.mu.Lock()
+	defer m.notifier.mu.Unlock()
+	return len(m.refreshes) + len(m.notifier.waiting)
+}
+
 // RecordJSON returns the JSON in a session's record.
 func (m *Manager) RecordJSON(ctx context.Context, s *Session) ([]byte, error) {
 	s, err := m.load(ctx, s.ticket)

@@ -93,7 +93,10 @@ func withProvider(t *testing.T, p *tokenEndpoint, cfg session.Config, test func(
 		if err := m.Drain(t.Context()); err != nil {
 			t.Error(err)
 		}
-		time.Sleep(time.Minute) // until failed refreshes are forgotten
+		time.Sleep(2 * time.Minute) // until failed refreshes are forgotten
+		if n := m.Kept(); n > 0 {
+			t.Errorf("got %d refreshes that are kept, want none", n)
+		}
 	})
 }
 
