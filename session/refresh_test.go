@@ -512,6 +512,30 @@ func TestTokenAboutToExpireIsNotUsed(t *testing.T) {
 	})
 }
 
+// A token of an hour is refreshed in its last minute, and used until then.
+func TestLongTokenIsRefreshedShortlyBeforeItsExpiry(t *testing.T) {
+	p := &tokenEndpoint{takes: time.Second, respond: func(_ int, next session.Tokens) (session.Tokens, error) {
+		next.Expiry = next.Issued.Add(time.Hour)
+		return next, nil
+	}}
+	cfg := session.Config{IdleTimeout: 2 * time.Hour}
+	withProvider(t, p, cfg, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
+		time.Sleep(time.Minute)
+		fresh(t, m, ticket, "access-2")
+		for _, test := range []struct {
+			wait  time.Duration
+			calls int32
+		}{{58*time.Minute + 30*time.Second, 1}, {time.Minute, 2}} {
+			time.Sleep(test.wait)
+			fresh(t, m, ticket, "access-2")
+			synctest.Wait()
+			if n := p.calls.Load(); n != test.calls {
+				t.Errorf("%v later: got %d refreshes, want %d", test.wait, n, test.calls)
+			}
+		}
+	})
+}
+
 func TestConcurrentRefreshesKeepUsersApart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newManager(t, session.Config{Refresh: func(
