@@ -241,6 +241,7 @@ func TestVerifyRejects(t *testing.T) {
 		{"a space before", " " + good, notCompact},
 		{"a space behind", good + " ", notCompact},
 		{"a line break behind", good + "\n", notCompact},
+		{"a carriage return within", parts[0] + ".\r" + parts[1] + "." + parts[2], notCompact},
 		{"a line break within", parts[0] + ".\r\n" + parts[1] + "." + parts[2], notCompact},
 		{"padding", good + "==", notCompact},
 		{"padding of the payload", parts[0] + "." + parts[1] + "=." + parts[2], notCompact},
