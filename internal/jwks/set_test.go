@@ -233,6 +233,7 @@ func TestReusedKid(t *testing.T) {
 			s := newSet(i, func(c *jwks.Config) { c.KidsReused = reused })
 			limit := rate.NewLimiter(rate.Every(time.Second), 3)
 			want(t, s, before.token(t), limit, nil, "before")
+			want(t, s, before.token(t), rate.NewLimiter(0, 0), nil, "without a fetch")
 			want(t, s, after.token(t), limit, jwks.ErrSignature, "a forgery")
 			i.set(func() { i.keys = []map[string]any{after.jwk()} })
 			if !reused {
