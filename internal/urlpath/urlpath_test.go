@@ -8,7 +8,7 @@ import (
 )
 
 var ambiguousPaths = []string{
-	"", "*", "x", "/api/../x", "/api/..", "/..", "/./api", "/api/.", "/api/%2e%2e/x",
+	"", "*", "x", "/api/../x", "/api/..", "/..", "/./api", "/api/.", "/api/%2e%2e/x", "/api/x%2ey",
 	"/api/%2E%2E/x", "/api/.%2e/x", "/api/%2e", "/api/..%2fx", "/api%2fx", "/api%2Fx",
 	"/api/..%5cx", "/api/x%5c", "/api/..\\x", "/api/..;/x", "/api/..;a=b/x", "/api/.;/x",
 	"/api/%252e%252e/x", "/api/%252fx", "/api/%25%32%65", "/api/%00", "/api/x%00.html",
