@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -144,6 +145,12 @@ func newProtocolServer(t *testing.T, edit func(*protocolServer, *bff.Config)) *p
 		w.client = f.newClient(t, w.browser)
 	}
 	return f
+}
+
+// eachBrowser returns one pair for each protocol that browsers use.
+func (f *protocolServer) eachBrowser() []*protocolPair {
+	http2 := slices.IndexFunc(f.pairs, func(w *protocolPair) bool { return w.browser == 2 })
+	return []*protocolPair{f.pairs[0], f.pairs[http2]}
 }
 
 // received describes a request that an upstream got, so that one of another

@@ -208,7 +208,9 @@ func (c *countedStream) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// httpStream is a stream that net/http writes: with HTTP/2, for example.
+// httpStream is a stream that net/http writes: with HTTP/2, for example. There,
+// a write deadline that passes resets the stream, also if nothing is written.
+// So it is removed after each write.
 type httpStream struct {
 	w *response
 	*http.ResponseController
@@ -219,6 +221,7 @@ func (h httpStream) Write(p []byte) (int, error) {
 	if err == nil {
 		err = h.Flush()
 	}
+	h.SetWriteDeadline(time.Time{}) // not every server has one
 	return n, err
 }
 
