@@ -868,6 +868,11 @@ func TestPolicy(t *testing.T) {
 		t.Errorf("a script: got %s\nwant %s", got, want)
 	}
 
+	fonts := get(t, web.Config{FS: app(), CSP: map[string][]string{"style-src": {"https://a.example"}}}, "/")
+	if got := directive(fonts, "style-src"); strings.Join(got, " ") != "'self' 'unsafe-inline' https://a.example" {
+		t.Errorf("style-src with an origin: got %q, want it after the default", got)
+	}
+
 	wide := get(t, web.Config{FS: app(), CSP: map[string][]string{
 		"connect-src":               {"https://errors.example.com", "wss://live.example.com:8443"},
 		"img-src":                   {"https://*.tiles.example.com", "blob:", "https:"},
@@ -943,6 +948,9 @@ func TestSourcesOfThePolicy(t *testing.T) {
 		{"img-src", "cdn.example.com", "has no scheme; write https://cdn.example.com"},
 		{"img-src", "self", `write "'self'"`},
 		{"img-src", "'none'", "leave the directive out"},
+		{"object-src", "'none'", "leave the directive out"},
+		{"img-src", hash("a()"), "is not an origin"},
+		{"img-src", "https://*.intranet", "whole top-level domain"},
 		{"img-src", "wss://a.example", "connect-src"},
 		{"img-src", "https://user@a.example", "is not an origin"},
 		{"frame-ancestors", "https:", "list the origins"},
@@ -952,6 +960,12 @@ func TestSourcesOfThePolicy(t *testing.T) {
 		{"report-uri", "http://a.example/", "https"},
 		{"report-uri", "//a.example/", "neither a path"},
 		{"report-uri", "/a;b", "semicolons"},
+		{"report-uri", "/ü", "is not a URL"},
+		{"report-uri", "reports", "neither a path"},
+		{"report-uri", "ftp:/reports", "neither a path"},
+		{"report-uri", "https:/reports", "neither a path"},
+		{"report-uri", "ftp://localhost/", "neither a path"},
+		{"report-uri", "http://localhost:9000/", accepted},
 		{"require-trusted-types-for", "script", "is not 'script'"},
 		{"trusted-types", "a b", "name of a policy"},
 		{"upgrade-insecure-requests", "https:", "no sources"},
