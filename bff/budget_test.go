@@ -3,6 +3,7 @@ package bff_test
 import (
 	"context"
 	"fmt"
+	"math"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -278,6 +279,8 @@ func TestInvalidLimits(t *testing.T) {
 	}{
 		{bff.RateLimit{Rate: -1}, "Limits.Logins.Rate: -1"},
 		{bff.RateLimit{Rate: 1e-6}, "Limits.Logins.Rate: 1e-06"},
+		{bff.RateLimit{Rate: math.NaN()}, "Limits.Logins.Rate: NaN"},
+		{bff.RateLimit{Rate: math.Inf(1)}, "Limits.Logins.Rate: +Inf"},
 		{bff.RateLimit{Burst: -3}, "Limits.Logins.Burst: -3"},
 		{bff.RateLimit{Burst: 1e9}, "Limits.Logins.Burst: 1000000000"},
 	} {

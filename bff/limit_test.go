@@ -51,6 +51,33 @@ func TestLimiterAllowsABurstAndThenARate(t *testing.T) {
 	})
 }
 
+func TestReloadKeepsBudgets(t *testing.T) {
+	t.Parallel()
+	newBudgets := func(limit RateLimit) *app {
+		return &app{
+			limits: Limits{Logins: limit}, logins: newLimiter[[16]byte](limit), exchanges: newLimiter[[16]byte](limit),
+			refreshes: newLimiter[[16]byte](refreshLimit),
+		}
+	}
+	limit, other := RateLimit{Rate: 1, Burst: 2}, RateLimit{Rate: 1, Burst: 3}
+	for _, test := range []struct {
+		now  RateLimit
+		kept bool
+	}{{limit, true}, {other, false}} {
+		before, after := newBudgets(limit), newBudgets(test.now)
+		after.keepLimiters(before)
+		if after.refreshes != before.refreshes {
+			t.Errorf("%v: the budgets of refreshes are full again", test.now)
+		}
+		if got := after.logins == before.logins; got != test.kept {
+			t.Errorf("%v: budgets of logins kept: %v, want %v", test.now, got, test.kept)
+		}
+		if got := after.exchanges == before.exchanges; got != test.kept {
+			t.Errorf("%v: budgets of code exchanges kept: %v, want %v", test.now, got, test.kept)
+		}
+	}
+}
+
 func TestLimiterMemoryIsBounded(t *testing.T) {
 	t.Parallel()
 	l := newLimiter[[16]byte](RateLimit{Rate: 1.0 / 3600, Burst: 2})
