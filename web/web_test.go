@@ -1066,8 +1066,12 @@ func TestBaseElement(t *testing.T) {
 	files := app()
 	files["index.html"].Data = []byte(`<!doctype html><base href="/"><script src=main.js></script>`)
 	policy := do(newHandler(t, web.Config{FS: files}), "GET", "/").Header.Get("Content-Security-Policy")
-	if got := directive(policy, "base-uri"); !slices.Equal(got, []string{"'self'"}) {
-		t.Errorf("got base-uri %q, want 'self'", got)
+	for name, want := range map[string]string{
+		"base-uri": "'self'", "object-src": "'none'", "frame-ancestors": "'none'",
+	} {
+		if got := directive(policy, name); !slices.Equal(got, []string{want}) {
+			t.Errorf("got %s %q, want %s", name, got, want)
+		}
 	}
 }
 
