@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http/httptest"
+	"slices"
 	"testing"
 	"time"
 
@@ -97,5 +98,42 @@ func TestHeaderInHTTP2HasToArriveInTime(t *testing.T) {
 				t.Errorf("closed after %v, want at least 10 s", took)
 			}
 		})
+	}
+}
+
+// GOAWAY is not the first frame, and is neither within another one nor between
+// the parts of a header block.
+func TestGOAWAYIsSentBetweenFrames(t *testing.T) {
+	t.Parallel()
+	var all bytes.Buffer
+	framer := http2.NewFramer(&all, &all)
+	framer.WriteSettings()
+	framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: []byte("a")})
+	framer.WriteContinuation(1, true, []byte("b"))
+	framer.WriteData(1, false, []byte("c"))
+	framer.WriteData(1, true, nil)
+	b := all.Bytes()
+	for n := range len(b) + 1 {
+		framer := http2.NewFramer(nil, bytes.NewReader(bff.WriteWithGoAway(b, n)))
+		var got []http2.FrameType
+		for {
+			frame, err := framer.ReadFrame() // with an error for a part of a header block
+			if err != nil {
+				if err != io.EOF {
+					t.Errorf("after %d bytes: %v", n, err)
+				}
+				break
+			}
+			got = append(got, frame.Header().Type)
+		}
+		rest := slices.DeleteFunc(slices.Clone(got), func(kind http2.FrameType) bool {
+			return kind == http2.FrameGoAway
+		})
+		want := []http2.FrameType{
+			http2.FrameSettings, http2.FrameHeaders, http2.FrameContinuation, http2.FrameData, http2.FrameData,
+		}
+		if len(got) != len(rest)+1 || got[0] != http2.FrameSettings || !slices.Equal(rest, want) {
+			t.Errorf("after %d bytes: got %v", n, got)
+		}
 	}
 }

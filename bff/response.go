@@ -24,6 +24,7 @@ const statusClientLeft = 499
 type response struct {
 	http.ResponseWriter
 	server    *Server
+	http2     *http2Conn // nil: it is one with HTTP/1.1, or not served by Run
 	began     time.Time
 	requestID string
 	trace     string // the trace-id of the client; empty: none
@@ -81,18 +82,24 @@ func (a *app) newResponse(w http.ResponseWriter, r *http.Request) *response {
 	if given {
 		w.Header()["X-Request-Id"] = []string{id}
 	}
-	return &response{
+	resp := &response{
 		ResponseWriter: w, server: a.server, metrics: a.server.metrics.unrouted, began: time.Now(),
 		requestID: id, trace: trace, client: a.clientIP(r), method: r.Method, path: r.URL.Path,
 	}
+	if r.ProtoMajor == 2 {
+		resp.http2, _ = r.Context().Value(connKey{}).(*http2Conn)
+	}
+	return resp
 }
 
 // closeInShutdown has the client's connection closed after the response if the
-// server shuts down. With HTTP/2, net/http sends GOAWAY.
+// server shuts down. In HTTP/2 the client gets GOAWAY, and closes it. After
+// idleGrace, net/http does.
 func (w *response) closeInShutdown() {
-	if w.server.stopping() {
-		w.Header().Set("Connection", "close")
+	if !w.server.stopping() || w.http2 != nil && time.Since(w.http2.sendGoAway()) < idleGrace {
+		return
 	}
+	w.Header().Set("Connection", "close")
 }
 
 func (w *response) WriteHeader(status int) {

@@ -57,6 +57,9 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 		Protocols: new(http.Protocols),
 		ErrorLog:  slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 		ConnState: s.trackConnection,
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, connKey{}, c)
+		},
 		// OPTIONS * is refused by the handler.
 		DisableGeneralOptionsHandler: true,
 	}
@@ -183,10 +186,13 @@ const (
 
 func (s *Server) stopping() bool { return serverState(s.state.Load()) == stateStopping }
 
+// connKey is the key of a request's connection in HTTP/2 in its context.
+type connKey struct{}
+
 // idleTime is when a connection became idle.
 type idleTime struct {
-	mu    sync.Mutex // held while goAway writes, so that no request begins
-	since time.Time  // zero while it has a request; guarded by mu
+	mu    sync.Mutex // guards since
+	since time.Time  // zero while it has a request
 }
 
 // set is called when the connection becomes idle, or with the zero time when a
@@ -201,34 +207,6 @@ func (i *idleTime) get() time.Time {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	return i.since
-}
-
-// goAway tells the client of an idle connection in HTTP/2 to send new requests
-// elsewhere. Those on the way are served.
-func (i *idleTime) goAway(c net.Conn) {
-	secure, ok := c.(*http2Conn)
-	if !ok {
-		return
-	}
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if i.since.IsZero() {
-		return // the response to its request says it
-	}
-	secure.SetWriteDeadline(time.Now().Add(time.Second)) // of an idle client little is unread
-	secure.Write(goAwayFrame)
-	secure.SetWriteDeadline(time.Time{})
-}
-
-// goAwayFrame is a GOAWAY without an error. Its last stream is the highest
-// possible one, so that no request is lost that is on its way (RFC 9113,
-// section 6.8).
-var goAwayFrame = []byte{
-	0, 0, 8, // length
-	7, 0, // GOAWAY, no flags
-	0, 0, 0, 0, // the connection
-	0x7f, 0xff, 0xff, 0xff, // last stream
-	0, 0, 0, 0, // NO_ERROR
 }
 
 // trackConnection is http.Server.ConnState.
@@ -291,13 +269,15 @@ func (s *Server) shutdown(server *http.Server, listeners []net.Listener) error {
 // idleGrace is how long an idle connection stays open in a shutdown.
 const idleGrace = 5 * time.Second
 
-// awaitConnections waits until no connection is open. It tells idle clients in
+// awaitConnections waits until no connection is open. It tells clients in
 // HTTP/2 to use another connection, closes connections that are idle for
 // idleGrace, and returns if ctx ends.
 func (s *Server) awaitConnections(ctx context.Context) {
 	begun := time.Now()
-	s.served.Range(func(c, idle any) bool {
-		go idle.(*idleTime).goAway(c.(net.Conn)) // bounded by its write deadline
+	s.served.Range(func(c, _ any) bool {
+		if c, ok := c.(*http2Conn); ok {
+			go c.sendGoAway() // until the client has read it, or the connection is closed
+		}
 		return true
 	})
 	for {

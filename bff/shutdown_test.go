@@ -263,19 +263,32 @@ func TestReloadKeepsTheMetadataOfTheProvider(t *testing.T) {
 	a.signedIn()
 }
 
-// An idle client in HTTP/2 has to learn that its next request needs another
-// connection, and a request that is on its way is served.
-func TestIdleHTTP2ClientsGetGOAWAYInTheShutdown(t *testing.T) {
-	t.Parallel()
+// A client in HTTP/2 has to learn that its next request needs another
+// connection, and a request that is on its way is served: an idle client after
+// the delay, another one with its next response.
+func TestHTTP2ClientsGetGOAWAYInTheShutdown(t *testing.T) {
+	for name, delay := range map[string]time.Duration{
+		"idle": 0,
+		"used": 3 * time.Second, // longer than the requests below take on a busy machine
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			testGOAWAY(t, delay)
+		})
+	}
+}
+
+func testGOAWAY(t *testing.T, delay time.Duration) {
 	certified := httptest.NewTLSServer(nil)
 	defer certified.Close()
 	var cfg bff.Config
 	a := newApp(t, func(_ *app, c *bff.Config) {
+		c.ShutdownDelay = delay
 		c.TLS = &tls.Config{Certificates: certified.TLS.Certificates, NextProtos: []string{"h2", "http/1.1"}}
 		cfg = *c
 	})
 	l := listen(t)
-	_, stop, result := serve(t, cfg, l)
+	server, stop, result := serve(t, cfg, l)
 	c, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
 	if err != nil {
 		t.Fatal(err)
@@ -317,20 +330,28 @@ func TestIdleHTTP2ClientsGetGOAWAYInTheShutdown(t *testing.T) {
 	}
 	time.Sleep(100 * time.Millisecond) // the connection becomes idle
 	stop()
+	waitFor(t, "the server is not ready", func() bool {
+		status, _ := readyz(server, "")
+		return status == 503
+	})
+	stream := uint32(3)
+	if delay > 0 {
+		request(stream)
+		stream += 2
+	}
 	goAway, ok := next().(*http2.GoAwayFrame)
 	if !ok || goAway.ErrCode != http2.ErrCodeNo || goAway.LastStreamID != 1<<31-1 {
 		t.Errorf("begin of the shutdown: got %v, want GOAWAY for requests that are not on their way", goAway)
 	}
-	request(3)
-	status := ""
-	for status == "" {
-		if headers, ok := next().(*http2.MetaHeadersFrame); ok {
-			status = headers.PseudoValue("status")
+	request(stream)
+	for served := uint32(0); served != stream; {
+		headers, ok := next().(*http2.MetaHeadersFrame)
+		if !ok || headers.PseudoValue("status") != "200" {
+			t.Fatalf("request on its way: got %v, want 200", headers)
 		}
+		served = headers.StreamID
 	}
-	if status != "200" {
-		t.Errorf("request on its way: got %s, want 200", status)
-	}
+	c.Close()
 	if err := <-result; err != nil {
 		t.Errorf("Run: %v", err)
 	}
