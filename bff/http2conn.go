@@ -5,6 +5,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"github.com/cloakroom-bff/cloakroom/internal/http2frame"
 )
 
 // http2Conn is a connection with HTTP/2. It bounds how long the client may take
@@ -16,28 +18,22 @@ type http2Conn struct {
 	checks   *checks
 
 	// Of what was read. Only one goroutine reads.
-	preface int // how much of the client's preface is missing, in bytes
-	in      frames
-	timer   *time.Timer
+	in    http2frame.Scanner
+	timer *time.Timer
 
 	mu     sync.Mutex // held while frames are written; guards the fields below
-	out    frames
+	out    http2frame.Scanner
 	leave  time.Time // since when GOAWAY is to be sent; zero: it is not
 	goAway bool      // it was sent
 }
 
 const (
-	prefaceLength = 24 // RFC 9113, section 3.4
 	// headerTimeout is how long a header may take, and a frame that is not
 	// DATA. Of DATA, Config.BodyMinRate bounds the rate.
 	headerTimeout = 10 * time.Second
-
-	frameData       = 0 // RFC 9113, section 6
-	frameHeaders    = 1
-	framePush       = 5
-	frameContinued  = 9
-	flagEndHeaders  = 4
-	overloadedBlock = 8 << 10 // as in HTTP/1.1, see http1.ServerConn
+	// overloadedBlock is the size of a header that is large, in bytes: as in
+	// HTTP/1.1, see http1.ServerConn.
+	overloadedBlock = 8 << 10
 )
 
 // goAwayFrame is a GOAWAY without an error. Its last stream is the highest
@@ -53,22 +49,20 @@ var goAwayFrame = []byte{
 }
 
 func newHTTP2Conn(c *tls.Conn, checks *checks) *http2Conn {
-	return &http2Conn{Conn: c, checks: checks, preface: prefaceLength}
+	return &http2Conn{Conn: c, checks: checks, in: http2frame.Scanner{Preface: http2frame.PrefaceLength}}
 }
 
 func (c *http2Conn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
-	read := min(c.preface, n)
-	c.preface -= read
-	c.in.scan(p[read:n])
-	switch open := err == nil && (c.preface > 0 || c.in.open()); {
+	c.in.Scan(p[:n])
+	switch open := err == nil && c.in.AwaitsMore(); {
 	case open && c.timer == nil:
 		c.timer = time.AfterFunc(headerTimeout, func() { c.Close() }) // stopped by Read
 	case !open && c.timer != nil:
 		c.timer.Stop()
 		c.timer = nil
 	}
-	if c.in.header > overloadedBlock && c.checks.memory.isScarce() {
+	if c.in.BlockSize() > overloadedBlock && c.checks.memory.isScarce() {
 		c.checks.memory.refuse(c.checks.log, clientOf(c))
 		c.Close()
 		return 0, net.ErrClosed
@@ -80,7 +74,7 @@ func (c *http2Conn) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	n, err := c.Conn.Write(p)
-	c.out.scan(p[:n])
+	c.out.Scan(p[:n])
 	c.writeGoAway()
 	return n, err
 }
@@ -97,11 +91,10 @@ func (c *http2Conn) sendGoAway() time.Time {
 	return c.leave
 }
 
-// writeGoAway writes the GOAWAY that is to be sent, unless a frame or header
-// block is incomplete. The server's first frame is SETTINGS (RFC 9113, section
-// 3.4). c.mu is held.
+// writeGoAway writes the GOAWAY that is to be sent, unless it has to wait for
+// the end of a frame. c.mu is held.
 func (c *http2Conn) writeGoAway() {
-	if c.leave.IsZero() || c.goAway || !c.out.begun || c.out.read > 0 || c.out.header > 0 {
+	if c.leave.IsZero() || c.goAway || !c.out.Between() {
 		return
 	}
 	c.goAway = true
@@ -110,52 +103,3 @@ func (c *http2Conn) writeGoAway() {
 
 // NetConn returns the connection that c reads from.
 func (c *http2Conn) NetConn() net.Conn { return c.Conn }
-
-// frames follows the frames of one direction.
-type frames struct {
-	begun  bool    // there was a frame
-	head   [9]byte // of a frame (RFC 9113, section 4.1)
-	read   int     // how much of head was read
-	left   int     // of the frame's payload
-	header int     // size of the header block so far; 0: none has begun
-}
-
-// open reports whether a header block has begun and not ended, or a frame other
-// than DATA.
-func (f *frames) open() bool { return f.header > 0 || f.read > 0 && f.head[3] != frameData }
-
-func (f *frames) scan(p []byte) {
-	for len(p) > 0 {
-		if f.read < len(f.head) {
-			n := copy(f.head[f.read:], p)
-			f.read += n
-			p = p[n:]
-			if f.read < len(f.head) {
-				return
-			}
-			f.left = int(f.head[0])<<16 | int(f.head[1])<<8 | int(f.head[2])
-			if f.isHeader() {
-				f.header += len(f.head) + f.left
-			}
-		}
-		n := min(f.left, len(p))
-		f.left -= n
-		p = p[n:]
-		if f.left == 0 {
-			f.endFrame()
-		}
-	}
-}
-
-func (f *frames) isHeader() bool {
-	kind := f.head[3]
-	return kind == frameHeaders || kind == framePush || kind == frameContinued
-}
-
-func (f *frames) endFrame() {
-	if f.isHeader() && f.head[4]&flagEndHeaders != 0 {
-		f.header = 0
-	}
-	f.begun = true
-	f.read = 0
-}

@@ -328,7 +328,6 @@ func testGOAWAY(t *testing.T, delay time.Duration) {
 	if got, ok := next().(*http2.MetaHeadersFrame); !ok || got.PseudoValue("status") != "200" {
 		t.Fatalf("first request: got %v, want 200", got)
 	}
-	time.Sleep(100 * time.Millisecond) // the connection becomes idle
 	stop()
 	waitFor(t, "the server is not ready", func() bool {
 		status, _ := readyz(server, "")

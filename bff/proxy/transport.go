@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/internal/http1"
+	"github.com/cloakroom-bff/cloakroom/internal/http2frame"
 	"github.com/cloakroom-bff/cloakroom/internal/monotonic"
 )
 
@@ -133,8 +134,8 @@ func (t *http2Transport) RoundTrip(req *http.Request, fields *http1.Fields, _ bo
 
 const (
 	// pingAfter is how long a request waits for any sign of life of an HTTP/2
-	// connection before a PING is sent, pingTimeout how long for the answer to
-	// that.
+	// connection before a PING is sent, pingTimeout how long for its
+	// acknowledgment.
 	pingAfter   = 2 * time.Second
 	pingTimeout = 2 * time.Second
 )
@@ -150,18 +151,18 @@ type checkedConn struct {
 	net.Conn
 	read atomic.Int64 // when something arrived, as monotonic.Now says
 
-	writing sync.Mutex   // held during each write; a PING goes between two frames
-	frames  frameCounter // guarded by writing
+	writing sync.Mutex         // held during each write; a PING goes between two frames
+	frames  http2frame.Scanner // guarded by writing
 
 	mu    sync.Mutex // guards all below
 	timer *time.Timer
 	armed bool  // check is to be called
-	wrote int64 // when the first of what is unanswered was written
+	wrote int64 // when the first of what was written since the last read was
 	ping  int64 // when the last PING was sent
 }
 
 func newCheckedConn(c net.Conn) *checkedConn {
-	cc := &checkedConn{Conn: c, frames: frameCounter{left: len("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")}}
+	cc := &checkedConn{Conn: c, frames: http2frame.Scanner{Preface: http2frame.PrefaceLength}}
 	cc.timer = time.AfterFunc(time.Hour, cc.check) // stopped by Close
 	cc.timer.Stop()
 	return cc
@@ -188,7 +189,7 @@ func (c *checkedConn) Write(p []byte) (int, error) {
 	}
 	c.mu.Unlock()
 	n, err := c.Conn.Write(p)
-	c.frames.add(p[:n])
+	c.frames.Scan(p[:n])
 	return n, err
 }
 
@@ -200,7 +201,7 @@ func (c *checkedConn) Close() error {
 	return c.Conn.Close()
 }
 
-// check runs while there may be no answer to what was written.
+// check runs while nothing may have arrived since the last write.
 func (c *checkedConn) check() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -229,42 +230,14 @@ func (c *checkedConn) sendPing() bool {
 		return false
 	}
 	defer c.writing.Unlock()
-	if !c.frames.between() {
+	if !c.frames.Between() {
 		return false
 	}
 	c.Conn.SetWriteDeadline(time.Now().Add(pingTimeout))
 	defer c.Conn.SetWriteDeadline(time.Time{})
-	c.Conn.Write([]byte("\x00\x00\x08\x06\x00\x00\x00\x00\x00cloakrm!")) // if that fails there is no answer either
+	c.Conn.Write([]byte("\x00\x00\x08\x06\x00\x00\x00\x00\x00cloakrm!")) // if that fails, no acknowledgment arrives
 	return true
 }
-
-// frameCounter follows the frames of HTTP/2 that are written (RFC 9113 4.1).
-type frameCounter struct {
-	head []byte // the beginning of a frame's header
-	left int    // of the frame, or of the preface
-}
-
-func (f *frameCounter) add(p []byte) {
-	const header = 9
-	for len(p) > 0 {
-		if f.left > 0 {
-			n := min(f.left, len(p))
-			f.left -= n
-			p = p[n:]
-			continue
-		}
-		n := min(header-len(f.head), len(p))
-		f.head = append(f.head, p[:n]...)
-		p = p[n:]
-		if len(f.head) == header {
-			f.left = int(f.head[0])<<16 | int(f.head[1])<<8 | int(f.head[2])
-			f.head = f.head[:0]
-		}
-	}
-}
-
-// between reports whether the last frame was written completely.
-func (f *frameCounter) between() bool { return f.left == 0 && len(f.head) == 0 }
 
 // secureTransport speaks HTTP/2 with a server that offers it, and HTTP/1.1 with
 // the others. Which it is each handshake shows, and is remembered.

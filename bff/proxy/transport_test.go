@@ -167,23 +167,41 @@ func TestAmbiguousLengthsInHTTP2AreDropped(t *testing.T) {
 	}
 }
 
-func TestAPINGGoesBetweenTwoFrames(t *testing.T) {
+// A PING goes neither into a frame nor into a header block.
+func TestPINGIsSentBetweenFrames(t *testing.T) {
 	t.Parallel()
-	f := frameCounter{left: 3}
-	for i, step := range []struct {
-		write   string
-		between bool
+	var all bytes.Buffer
+	all.WriteString(http2.ClientPreface)
+	framer := http2.NewFramer(&all, nil)
+	framer.WriteSettings()
+	framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: []byte("a")})
+	begun := all.Len()
+	framer.WriteContinuation(1, true, []byte("b"))
+	c := newCheckedConn(&discardConn{})
+	for _, test := range []struct {
+		write []byte
+		sent  bool
 	}{
-		{"ab", false}, {"c", true}, {"\x00\x00", false}, {"\x02\x00\x00\x00\x00\x00\x01", false},
-		{"x", false}, {"y", true},
-		{"\x00\x00\x00\x04\x01\x00\x00\x00\x00", true}, {"\x00\x00\x01\x00\x00\x00\x00\x00\x01x\x00", false},
-		{strings.Repeat("\x00", 8), true},
+		{all.Bytes()[:len(http2.ClientPreface)], false}, // SETTINGS comes first
+		{all.Bytes()[len(http2.ClientPreface) : begun-1], false},
+		{all.Bytes()[begun-1 : begun], false}, // a frame is complete, its header block is not
+		{all.Bytes()[begun : all.Len()-1], false},
+		{all.Bytes()[all.Len()-1:], true},
 	} {
-		if f.add([]byte(step.write)); f.between() != step.between {
-			t.Errorf("after step %d it is between two frames: %v", i, f.between())
+		c.Write(test.write)
+		if got := c.sendPing(); got != test.sent {
+			t.Errorf("after %q: sent a PING: %v, want %v", test.write, got, test.sent)
 		}
 	}
+	c.Close()
 }
+
+// discardConn is a connection that discards what is written.
+type discardConn struct{ net.Conn }
+
+func (*discardConn) Write(p []byte) (int, error)      { return len(p), nil }
+func (*discardConn) SetWriteDeadline(time.Time) error { return nil }
+func (*discardConn) Close() error                     { return nil }
 
 // A response whose header is too large is refused, as in HTTP/1.1.
 func TestTheHeaderOfAnHTTP2ResponseIsLimited(t *testing.T) {
