@@ -11,7 +11,7 @@ import (
 const maxAdminConns = 64
 
 // adminListener closes the oldest connection for a new one beyond
-// maxAdminConns. So probes are answered in spite of many idle connections.
+// maxAdminConns. So probes get a response in spite of many idle connections.
 type adminListener struct {
 	net.Listener
 

@@ -172,7 +172,7 @@ func (c *client) do(request []byte, status int) (*http.Response, error) {
 	}
 	if resp.StatusCode != status {
 		text, _ := io.ReadAll(io.LimitReader(resp.Body, 500))
-		return nil, fmt.Errorf("the answer is %d: %s", resp.StatusCode, text)
+		return nil, fmt.Errorf("the response is %d: %s", resp.StatusCode, text)
 	}
 	if status != http.StatusSwitchingProtocols && resp.Header.Get("Content-Type") != "text/event-stream" {
 		_, err = io.Copy(io.Discard, resp.Body)
@@ -498,7 +498,8 @@ func (c *client) signIn() (signedIn, error) {
 	resp.Body.Close()
 	back, err := resp.Location()
 	if err != nil || len(attempt) != 1 {
-		return signedIn{}, fmt.Errorf("the login has %d cookies, the provider answers %s", len(attempt), resp.Status)
+		return signedIn{}, fmt.Errorf("the login has %d cookies, the response of the provider is %s",
+			len(attempt), resp.Status)
 	}
 	resp, err = c.do(c.navigation(back.RequestURI(), "cross-site", attempt[0].Name+"="+attempt[0].Value),
 		http.StatusSeeOther)

@@ -86,7 +86,8 @@ func newReverseProxy(upstream, goUpstream, nginxUpstream, authorization string) 
 // net/http, nginxPath those that go to nginx.
 const goPath, nginxPath = "/go/", "/nginx/"
 
-// serveGo is an upstream as it is written in Go: it answers /go/N with N bytes.
+// serveGo is an upstream as it is written in Go: the response to /go/N has
+// N bytes.
 func serveGo(w http.ResponseWriter, r *http.Request) {
 	n, _ := strconv.Atoi(path.Base(r.URL.Path))
 	h := w.Header()
@@ -96,10 +97,10 @@ func serveGo(w http.ResponseWriter, r *http.Request) {
 	w.Write(bytes.Repeat([]byte("x"), n))
 }
 
-// serveUpstream is an upstream that costs as little as it can: it answers
-// /api/N with N bytes, whatever is uploaded, /api/chunked/N with N bytes in
-// chunks, /api/head with the head of the request, /events with one event and
-// then nothing more, eventsPath with more of them, and socketPath with a
+// serveUpstream is an upstream that costs as little as it can. The response to
+// /api/N has N bytes, whatever is uploaded, that to /api/chunked/N has them in
+// chunks, and that to /api/head has the head of the request. /events sends one
+// event and then nothing more, eventsPath sends more. socketPath is a
 // WebSocket.
 func serveUpstream(l net.Listener) {
 	for {
@@ -109,13 +110,13 @@ func serveUpstream(l net.Listener) {
 		}
 		go func() {
 			defer c.Close()
-			answerAll(c, bufio.NewReaderSize(c, 64<<10))
+			respondAll(c, bufio.NewReaderSize(c, 64<<10))
 		}()
 	}
 }
 
-func answerAll(c net.Conn, r *bufio.Reader) {
-	answers := make(map[string][]byte)
+func respondAll(c net.Conn, r *bufio.Reader) {
+	responses := make(map[string][]byte)
 	for {
 		head, err := readHead(r)
 		if err != nil {
@@ -137,34 +138,34 @@ func answerAll(c net.Conn, r *bufio.Reader) {
 		if _, err := head.readBody(r); err != nil {
 			return
 		}
-		answer := answers[head.second]
+		response := responses[head.second]
 		switch {
 		case head.second == "/api/head":
-			answer = withLength([]byte(head.fields.String()))
-		case answer == nil:
+			response = withLength([]byte(head.fields.String()))
+		case response == nil:
 			n, _ := strconv.Atoi(path.Base(head.second))
 			body := bytes.Repeat([]byte("x"), n)
-			if answer = withLength(body); strings.HasPrefix(head.second, "/api/chunked/") {
-				answer = inChunks(body)
+			if response = withLength(body); strings.HasPrefix(head.second, "/api/chunked/") {
+				response = inChunks(body)
 			}
-			answers[head.second] = answer
+			responses[head.second] = response
 		}
-		if _, err := c.Write(answer); err != nil {
+		if _, err := c.Write(response); err != nil {
 			return
 		}
 	}
 }
 
-const answerHead = "HTTP/1.1 200 OK\r\nServer: upstream\r\nDate: Mon, 23 Nov 2026 12:00:00 GMT\r\n" +
+const responseHead = "HTTP/1.1 200 OK\r\nServer: upstream\r\nDate: Mon, 23 Nov 2026 12:00:00 GMT\r\n" +
 	"Content-Type: application/json\r\nETag: \"abcdef\"\r\n"
 
 func withLength(body []byte) []byte {
-	return fmt.Appendf(nil, answerHead+"Content-Length: %d\r\n\r\n%s", len(body), body)
+	return fmt.Appendf(nil, responseHead+"Content-Length: %d\r\n\r\n%s", len(body), body)
 }
 
 // inChunks returns a response whose body is in chunks of 4 KB.
 func inChunks(body []byte) []byte {
-	b := []byte(answerHead + "Transfer-Encoding: chunked\r\n\r\n")
+	b := []byte(responseHead + "Transfer-Encoding: chunked\r\n\r\n")
 	for chunk := range slices.Chunk(body, 4<<10) {
 		b = fmt.Appendf(b, "%x\r\n%s\r\n", len(chunk), chunk)
 	}

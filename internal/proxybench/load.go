@@ -74,8 +74,7 @@ func (s *system) measure(ctx context.Context, c cell, long time.Duration, r benc
 
 func (s *system) key(c cell) string { return fmt.Sprintf("%s %s %d", s.name, c.name, c.connections) }
 
-// dial returns n clients. Those that it returns with an error are to be closed,
-// too.
+// dial returns n clients. The caller closes them, also after an error.
 func (s *system) dial(n int, long time.Duration) (clients []*client, err error) {
 	for range n {
 		c, err := s.newClient(long)
@@ -88,11 +87,11 @@ func (s *system) dial(n int, long time.Duration) (clients []*client, err error) 
 }
 
 // load sends a request again and again on each connection, at least once, and
-// returns how many microseconds each took. Every answer is looked at.
+// returns how many microseconds each took. It checks each response.
 //
-// With a rate, the requests are due at equal intervals. One that has to wait
-// until its connection has the answer before has taken the time since it was
-// due.
+// With a rate, the requests are due at equal intervals. The time of a request
+// begins when it is due, even if its connection still waits for the response to
+// the one before.
 func load(ctx context.Context, clients []*client, request []byte, c cell, long time.Duration) ([]float64, error) {
 	start := time.Now()
 	until := start.Add(long)
@@ -123,8 +122,8 @@ func load(ctx context.Context, clients []*client, request []byte, c cell, long t
 				if err != nil {
 					return err
 				}
-				if head.second != "200" || length != c.answer {
-					return fmt.Errorf("the answer is %s with %d bytes", head.second, length)
+				if head.second != "200" || length != c.download {
+					return fmt.Errorf("the response is %s with %d bytes", head.second, length)
 				}
 				took[i] = append(took[i], float64(time.Since(began).Nanoseconds())/1e3)
 			}
@@ -140,8 +139,8 @@ func load(ctx context.Context, clients []*client, request []byte, c cell, long t
 // measureIdle opens connections that have had a request and then are idle, and
 // event streams that are, and keeps how much memory each takes.
 func (s *system) measureIdle(ctx context.Context, idle, streams int, r benchtable.Results) error {
-	answer := []byte("\r\n\r\nxx")
-	err := s.measureOpen(ctx, idle, s.request("GET", "/api/2", 0), answer, s.name+" connection", r)
+	end := []byte("\r\n\r\nxx")
+	err := s.measureOpen(ctx, idle, s.request("GET", "/api/2", 0), end, s.name+" connection", r)
 	if err != nil {
 		return fmt.Errorf("idle connections: %w", err)
 	}

@@ -101,7 +101,7 @@ type cell struct {
 	name        string
 	path        string
 	upload      int // bytes
-	answer      int // bytes
+	download    int // bytes
 	rate        int // requests per second, on all connections together; 0: as many as possible
 	connections int
 }
@@ -115,19 +115,19 @@ const sized, chunked = "16 KB response", "16 KB response in chunks"
 func cells(rows *regexp.Regexp) []cell {
 	var all []cell
 	for _, kind := range []cell{
-		{name: "1 KB response", path: "/api/1024", answer: 1024},
-		{name: "1 KB response of a Go server", path: goPath + "1024", answer: 1024},
-		{name: "1 KB response of nginx", path: nginxPath + "1024", answer: 1024},
-		{name: "1 KB response, 2000 requests per second", path: "/api/1024", answer: 1024, rate: 2000},
-		{name: "1 KB response, 6000 requests per second", path: "/api/1024", answer: 1024, rate: 6000},
-		{name: sized, path: "/api/16384", answer: 16 << 10},
-		{name: chunked, path: "/api/chunked/16384", answer: 16 << 10},
-		{name: "64 KB response", path: "/api/65536", answer: 64 << 10},
-		{name: "1 MB upload", path: "/api/2", upload: 1 << 20, answer: 2},
+		{name: "1 KB response", path: "/api/1024", download: 1024},
+		{name: "1 KB response of a Go server", path: goPath + "1024", download: 1024},
+		{name: "1 KB response of nginx", path: nginxPath + "1024", download: 1024},
+		{name: "1 KB response, 2000 requests per second", path: "/api/1024", download: 1024, rate: 2000},
+		{name: "1 KB response, 6000 requests per second", path: "/api/1024", download: 1024, rate: 6000},
+		{name: sized, path: "/api/16384", download: 16 << 10},
+		{name: chunked, path: "/api/chunked/16384", download: 16 << 10},
+		{name: "64 KB response", path: "/api/65536", download: 64 << 10},
+		{name: "1 MB upload", path: "/api/2", upload: 1 << 20, download: 2},
 	} {
 		for _, kind.connections = range []int{1, 4, 32, 256} {
 			if kind.rate > 0 && kind.connections < 32 {
-				continue // each would wait for answers instead of its turn
+				continue // few connections may not reach the rate
 			}
 			if rows == nil || rows.MatchString(kind.String()) {
 				all = append(all, kind)

@@ -206,7 +206,7 @@ func (s *system) headAtUpstream() (string, error) {
 	}
 	text, err := io.ReadAll(resp.Body)
 	if resp.StatusCode != 200 {
-		return "", fmt.Errorf("the answer is %d: %.200s", resp.StatusCode, text)
+		return "", fmt.Errorf("the response is %d: %.200s", resp.StatusCode, text)
 	}
 	return string(text), err
 }
@@ -312,7 +312,7 @@ func (r *rig) likeOurs() string {
 	access_log %s/requests.log line buffer=64k flush=1s;`, r.sent, user, r.dir)
 }
 
-// startNginxUpstream starts an nginx that answers requests itself.
+// startNginxUpstream starts an nginx that responds itself, without an upstream.
 func (r *rig) startNginxUpstream() error {
 	_, err := r.runNginx("upstream", r.nginx, fmt.Sprintf(`
 	access_log off; default_type application/json;

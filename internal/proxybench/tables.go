@@ -35,8 +35,8 @@ nginx if the heading says so. Each connection is open and has been used before i
 last four columns compare the CPU time: they are the medians of the ratios within each round.
 
 As many requests as possible are sent, so a faster system has more of them. If the heading says how
-many, each system has as many, and p50 and p99 show how long a user waits at the same load. There, a
-request that has to wait until its connection is free has taken the time since it was due.
+many, each system has as many, and p50 and p99 show how long a user waits at the same load. There,
+the time of a request begins when it is due, even if its connection is not free yet.
 
 Figures that were published until 2026-11-28 are not comparable. Their ` + "`httputil.ReverseProxy`" + ` had
 the default pool of http.Transport: two idle connections for each host. So it opened a connection
