@@ -173,6 +173,7 @@ type Server struct {
 	memory         memory             // of the process
 	checks         checks             // of requests on them
 	plain          http1.Server       // of plain requests; set by Run
+	accepting      atomic.Int32       // listeners that may still pass on a connection
 	served         sync.Map           // :: net.Conn → *idleTime; of the listeners, without streams
 
 	started chan struct{} // closed when Run has begun

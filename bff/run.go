@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/cloakroom-bff/cloakroom/internal/backlog"
 	"github.com/cloakroom-bff/cloakroom/internal/http1"
 )
 
@@ -25,6 +26,10 @@ import (
 // each response says that its connection is closed (Connection: close, or
 // GOAWAY). After ShutdownDelay the listeners are closed, and event streams and
 // WebSockets are aborted, so that their clients connect to another replica.
+// Connections in the backlog of a listener are accepted before it is closed. On
+// Linux, new ones are ignored meanwhile, for 250 milliseconds, so that their
+// clients try again after a second. A listener of net.Listen ignores none,
+// because it supports Multipath TCP: net.ListenConfig can switch that off.
 // Other requests may take ShutdownGrace. An idle connection is closed after its
 // next response, or after 5 seconds: a request may be on its way. In HTTP/2 its
 // client gets GOAWAY at once. At last, Run waits up to 10 seconds for token
@@ -78,7 +83,9 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 		Requested: s.conns.requested,
 	}
 	for _, l := range listeners {
+		s.accepting.Add(1)
 		group.Go(func() error { // until the shutdown
+			defer s.accepting.Add(-1)
 			err := s.serveListener(newListener(&limitedListener{l, &s.conns}, s.tls, &s.checks), other)
 			if s.stopping() && errors.Is(err, net.ErrClosed) {
 				return nil
@@ -236,9 +243,11 @@ func (s *Server) shutdown(server *http.Server, listeners []net.Listener) error {
 	s.mu.Unlock()
 	s.log.Info("shutting down", "delay", a.shutdownDelay.String(), "grace", a.shutdownGrace.String())
 	time.Sleep(a.shutdownDelay)
+	var closing sync.WaitGroup
 	for _, l := range listeners {
-		l.Close() // Serve reports an error
+		closing.Go(func() { backlog.Close(l) }) // Accept reports an error
 	}
+	closing.Wait()
 	s.startDraining()
 	a.endStreams()
 	grace, cancel := context.WithTimeout(context.Background(), a.shutdownGrace)
@@ -269,9 +278,10 @@ func (s *Server) shutdown(server *http.Server, listeners []net.Listener) error {
 // idleGrace is how long an idle connection stays open in a shutdown.
 const idleGrace = 5 * time.Second
 
-// awaitConnections waits until no connection is open. It tells clients in
-// HTTP/2 to use another connection, closes connections that are idle for
-// idleGrace, and returns if ctx ends.
+// awaitConnections waits until no connection is open, of those that have
+// completed the TLS handshake within idleGrace. It tells clients in HTTP/2 to
+// use another connection, closes connections that are idle for idleGrace, and
+// returns if ctx ends.
 func (s *Server) awaitConnections(ctx context.Context) {
 	begun := time.Now()
 	s.served.Range(func(c, _ any) bool {
@@ -281,11 +291,13 @@ func (s *Server) awaitConnections(ctx context.Context) {
 		return true
 	})
 	for {
-		idle := idleGrace
+		idle, open := idleGrace, false
 		if time.Since(begun) < idleGrace {
-			idle = time.Hour // closes none
+			idle, open = time.Hour, s.accepting.Load() > 0 // closes none
 		}
-		open := s.plain.CloseIdle(idle) > 0 // first: from there a connection may get into served
+		if s.plain.CloseIdle(idle) > 0 { // first: from there a connection may get into served
+			open = true
+		}
 		s.served.Range(func(c, idle any) bool {
 			open = true
 			since := idle.(*idleTime).get()

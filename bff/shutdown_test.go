@@ -3,6 +3,7 @@ package bff_test
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -575,5 +576,92 @@ func TestSecondRunLeavesTheFirstAlone(t *testing.T) {
 	k.conn.SetReadDeadline(time.Now().Add(10 * time.Second))
 	if _, err := k.r.ReadByte(); err != io.EOF {
 		t.Errorf("the idle connection after the shutdown: got %v, want EOF", err)
+	}
+}
+
+// heldListener accepts nothing until it is released.
+type heldListener struct {
+	*net.TCPListener
+	released <-chan struct{}
+}
+
+func (l *heldListener) Accept() (net.Conn, error) {
+	<-l.released
+	return l.TCPListener.Accept()
+}
+
+// A client has opened a connection and sent a request, but the connection waits
+// in the backlog of the listener when that is closed.
+func TestShutdownServesTheBacklog(t *testing.T) {
+	t.Parallel()
+	var cfg bff.Config
+	a := newApp(t, func(_ *app, c *bff.Config) { cfg = *c })
+	released := make(chan struct{})
+	l := &heldListener{listen(t).(*net.TCPListener), released}
+	_, stop, result := serve(t, cfg, l)
+	var waiting []*keepAlive
+	for range 20 {
+		k := a.keepAlive(l.Addr().String())
+		fmt.Fprintf(k.conn, "GET / HTTP/1.1\r\nHost: %s\r\n\r\n", k.host)
+		waiting = append(waiting, k)
+	}
+	stop()
+	time.AfterFunc(400*time.Millisecond, func() { close(released) })
+	for i, k := range waiting {
+		if _, err := http.ReadResponse(k.r, nil); err != nil {
+			t.Fatalf("connection %d: %v", i, err)
+		}
+	}
+	if err := <-result; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+}
+
+// A client has begun its TLS handshake when the listener is closed, and sends a
+// request after it.
+func TestShutdownServesAConnectionAfterItsHandshake(t *testing.T) {
+	t.Parallel()
+	certified := httptest.NewUnstartedServer(nil)
+	certified.StartTLS()
+	defer certified.Close()
+	for _, protocol := range []string{"http/1.1", "h2"} {
+		t.Run(protocol, func(t *testing.T) {
+			t.Parallel()
+			var cfg bff.Config
+			a := newApp(t, func(_ *app, c *bff.Config) {
+				cfg = *c
+				cfg.TLS = &tls.Config{Certificates: certified.TLS.Certificates, NextProtos: []string{protocol}}
+			})
+			l := listen(t)
+			server, stop, result := serve(t, cfg, l)
+			conn, err := net.Dial("tcp", l.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			waitFor(t, "the connection is accepted", func() bool {
+				return scrape(t, server)["cloakroom_connections"] == 1
+			})
+			stop()
+			waitFor(t, "the listener is closed", func() bool {
+				again, err := net.Dial("tcp", l.Addr().String())
+				if err == nil {
+					again.Close()
+				}
+				return err != nil
+			})
+			transport := certified.Client().Transport.(*http.Transport).Clone()
+			transport.ForceAttemptHTTP2 = true
+			transport.DialContext = func(context.Context, string, string) (net.Conn, error) { return conn, nil }
+			req, _ := http.NewRequest("GET", "https://example.com/", nil)
+			req.Host = strings.TrimPrefix(a.url, "http://")
+			resp, err := (&http.Client{Transport: transport}).Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			if err := <-result; err != nil {
+				t.Errorf("Run: %v", err)
+			}
+		})
 	}
 }

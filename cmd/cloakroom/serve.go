@@ -70,7 +70,9 @@ second signal ends it at once.`,
 			if cfg.Store.IsInMemory() {
 				log.Warn("sessions are in memory (store.url is memory:); lost at restart, not shared by replicas")
 			}
-			public, err := net.Listen("tcp", cfg.Server.Listen)
+			var listener net.ListenConfig
+			listener.SetMultipathTCP(false) // it has no filter for the shutdown, see backlog.Close
+			public, err := listener.Listen(c.Context(), "tcp", cfg.Server.Listen)
 			if err != nil {
 				return fmt.Errorf("server.listen: %w", err)
 			}
