@@ -113,8 +113,8 @@ func (c *serverConn) Read(p []byte) (int, error) {
 // Write detects responses of net/http itself, to a request that it cannot parse
 // or that is too large. Only such a response begins with ownHeader.
 func (c *serverConn) Write(p []byte) (int, error) {
-	status, rest, ok := bytes.Cut(p[:min(len(p), maxOwn)], []byte("\r\n"))
-	if ok && !c.told.Load() && bytes.HasPrefix(rest, ownHeader) {
+	status, rest, _ := bytes.Cut(p[:min(len(p), maxOwn)], []byte("\r\n"))
+	if !c.told.Load() && bytes.HasPrefix(rest, ownHeader) {
 		digits := status[min(len(status), len("HTTP/1.1 ")):min(len(status), len("HTTP/1.1 400"))]
 		if code, err := strconv.Atoi(string(digits)); err == nil {
 			c.refused(code, string(bytes.TrimPrefix(rest, ownHeader)))

@@ -23,11 +23,15 @@ var (
 		"GET /a?b=c HTTP/1.1\r\nhost:a\r\nA: \tb \r\n\r\n",
 		"GET / HTTP/1.1\r\n" + host + "\r\nGET /2 HTTP/1.1\r\n" + host + "\r\n",
 		"POST / HTTP/1.1\r\n" + host + "Content-Length: 3\r\n\r\nabcGET / HTTP/1.1\r\n" + host + "\r\n",
-		"POST / HTTP/1.1\r\n" + host + "Content-Length: 0\r\n\r\n",
+		"POST / HTTP/1.1\r\n" + host + "Content-Length: 09\r\n\r\n012345678",
 		"POST / HTTP/1.1\r\n" + host + "Content-Length: 4\r\n\r\n\r\n\r\n",
 		"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: Chunked\r\n\r\n" +
-			"3\r\nabc\r\nA;x=\"y\"\r\n0123456789\r\n0\r\n\r\nGET / HTTP/1.1\r\n" + host + "\r\n",
+			"3\r\nabc\r\nA;x=\"y\"\r\n0123456789\r\nf\r\n0123456789abcde\r\n0\r\n\r\n" +
+			"GET / HTTP/1.1\r\n" + host + "\r\n",
 		"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n0\r\nChecksum: 1\r\n\r\n",
+		"POST / HTTP/1.1\r\n" + host + "Referer: http://a/websocket\r\nContent-Length: 3\r\n\r\nabc",
+		"POST / HTTP/1.1\r\n" + host + "Expect: 100-Continue\r\nContent-Length: 3\r\n\r\nabc",
+		"GET / HTTP/1.1\r\n" + host + "Expect:\r\nContent-Length: 0\r\n\r\n",
 	}
 	invalid = []string{
 		"\r\nGET / HTTP/1.1\r\n" + host + "\r\n",
@@ -38,6 +42,9 @@ var (
 		"GET / HTTP/1.1\r\n\r\n",
 		"GET /  HTTP/1.1\r\n" + host + "\r\n",
 		"GET /\tx HTTP/1.1\r\n" + host + "\r\n",
+		"GET /\x7f HTTP/1.1\r\n" + host + "\r\n",
+		"G(T / HTTP/1.1\r\n" + host + "\r\n",
+		" / HTTP/1.1\r\n" + host + "\r\n",
 		"GET / HTTP/1.2\r\n" + host + "\r\n",
 		"GET / http/1.1\r\n" + host + "\r\n",
 		"GET /\r\n",
@@ -48,6 +55,7 @@ var (
 		"GET / HTTP/1.1\r\n" + host + "A : b\r\n\r\n",
 		"GET / HTTP/1.1\r\n" + host + ": b\r\n\r\n",
 		"GET / HTTP/1.1\r\n" + host + "no colon\r\n\r\n",
+		"GET / HTTP/1.1\r\n" + host + "colonless\r\n\r\n",
 		"GET / HTTP/1.1\r\n" + host + "A: b\rc\r\n\r\n",
 		"GET / HTTP/1.1\r\n" + host + "A: b\x00c\r\n\r\n",
 		"GET / HTTP/1.1\r\n" + host + "A: b\r\r\n\r\n",
@@ -55,6 +63,7 @@ var (
 		"POST / HTTP/1.1\r\n" + host + "Content-Length: 3, 3\r\n\r\nabc",
 		"POST / HTTP/1.1\r\n" + host + "Content-Length: +3\r\n\r\nabc",
 		"POST / HTTP/1.1\r\n" + host + "Content-Length: 0x3\r\n\r\nabc",
+		"POST / HTTP/1.1\r\n" + host + "Content-Length: a\r\n\r\n0123456789",
 		"POST / HTTP/1.1\r\n" + host + "Content-Length:\r\n\r\nabc",
 		"POST / HTTP/1.1\r\n" + host + "Content-Length: 99999999999999999999\r\n\r\nabc",
 		"POST / HTTP/1.1\r\n" + host + "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
@@ -62,6 +71,7 @@ var (
 		"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
 		"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
 		"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: identity\r\n\r\n",
+		"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chun\u212aed\r\n\r\n0\r\n\r\n", // folds to a k
 		"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
 		"POST / HTTP/1.0\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
 		"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n0x3\r\nabc\r\n0\r\n\r\n",
@@ -73,7 +83,10 @@ var (
 		"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\n0\r\n\r\n",
 		"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n",
 		"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n0\r\n folded: 1\r\n\r\n",
+		"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n0\r\ncolonless\r\n\r\n",
+		"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n0\r\nA: b\x00c\r\n\r\n",
 		"GET / HTTP/1.1\r\n" + host + "Upgrade: websocket\r\nContent-Length: 3\r\n\r\nabc",
+		"GET / HTTP/1.1\r\n" + host + "Referer: http://a/websocket\r\n\r\nGET / HTTP/1.1\n" + host + "\r\n",
 	}
 )
 
@@ -94,7 +107,7 @@ func TestUnambiguousFramingPasses(t *testing.T) {
 	for _, b := range valid {
 		for _, size := range []int{1, 2, 7, 1 << 20} {
 			f := framing{maxHead: testHead}
-			if n := follow(&f, b, size); n < len(b) || f.state != nil {
+			if n := follow(&f, b, size); n < len(b) || f.state != nil || f.expectation {
 				t.Errorf("in pieces of %d: rejected after %q of\n%q", size, b[:n], b)
 			}
 		}
@@ -210,12 +223,34 @@ func TestALargeHeadIsClosedWhileOverloaded(t *testing.T) {
 			defer client.Close()
 			defer server.Close()
 			go io.WriteString(client, "GET / HTTP/1.1\r\n"+host+"A: "+strings.Repeat("b", test.size)) // until Close
-			c := ServerConn(server, testHead, func() bool { return test.overloaded }, nil)
+			refused := 0
+			c := ServerConn(server, testHead, func() bool { return test.overloaded }, func(status int, _ string) {
+				refused = status
+			})
 			_, err := io.ReadFull(c, make([]byte, test.size))
-			if got := err != nil; got != test.wantClosed {
-				t.Errorf("got %v, want an error: %v", err, test.wantClosed)
+			if got := err != nil; got != test.wantClosed || got != (refused == http.StatusServiceUnavailable) {
+				t.Errorf("got %v and status %d, want an error and 503: %v", err, refused, test.wantClosed)
 			}
 		})
+	}
+}
+
+// The overload that begins after a large head does not end the upload.
+func TestABodyIsReadWhileOverloaded(t *testing.T) {
+	t.Parallel()
+	client, server := net.Pipe()
+	defer client.Close()
+	defer server.Close()
+	head := "POST / HTTP/1.1\r\n" + host + "Content-Length: 3\r\nA: " + strings.Repeat("b", 16<<10) + "\r\n\r\n"
+	go io.WriteString(client, head+"abc") // until Close
+	overloaded := false
+	c := ServerConn(server, testHead, func() bool { return overloaded }, nil)
+	if _, err := io.ReadFull(c, make([]byte, len(head))); err != nil {
+		t.Fatal(err)
+	}
+	overloaded = true
+	if _, err := io.ReadFull(c, make([]byte, 3)); err != nil {
+		t.Errorf("body: %v", err)
 	}
 }
 

@@ -256,7 +256,7 @@ func twinRequests() []string {
 		plainRequest("OPTIONS", "dump", end),
 		plainRequest("PURGE", "dump", end),
 		"GET //host/path?dump HTTP/1.1\r\nHost: x\r\n\r\n",
-		"GET http://x/path?dump HTTP/1.1\r\nHost: x\r\n\r\n",
+		"GET http://x/path?dump HTTP/1.1\r\nHost: y\r\n\r\n",
 		"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n",
 		"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n",
 		"GET /%zz?dump HTTP/1.1\r\nHost: x\r\n\r\n",
