@@ -1,6 +1,7 @@
 package http1
 
 import (
+	"bytes"
 	"maps"
 	"slices"
 	"testing"
@@ -45,5 +46,36 @@ func TestFieldsThatAreNotValidAreNotSent(t *testing.T) {
 	}
 	if f.Reset(); CheckRequest(request(t, "GET", ""), &f) != nil {
 		t.Error("not valid after Reset")
+	}
+}
+
+// Each byte at each position, among bytes that could carry into or hide it.
+func TestFieldValueHasNoControlCharacters(t *testing.T) {
+	t.Parallel()
+	for _, around := range []byte{'a', ' ', '\t', '!', 0x7e, 0x80, 0xff} {
+		for length := range 20 {
+			for at := range length {
+				value := bytes.Repeat([]byte{around}, length)
+				for c := range 256 {
+					value[at] = byte(c)
+					want := c >= ' ' && c != 0x7f || c == '\t'
+					if isFieldValue(value) != want || isFieldValue(string(value)) != want {
+						t.Fatalf("%q: got %v, want %v", value, !want, want)
+					}
+				}
+			}
+		}
+	}
+}
+
+func TestTrimSpace(t *testing.T) {
+	t.Parallel()
+	for value, want := range map[string]string{
+		"": "", " \t": "", "a": "a", " a": "a", "a ": "a", "\ta": "a", "a\t": "a",
+		" \t a b\t \t": "a b", "\na\n": "\na\n",
+	} {
+		if got := trimSpace(value); got != want {
+			t.Errorf("%q: got %q, want %q", value, got, want)
+		}
 	}
 }
