@@ -300,11 +300,22 @@ func TestHygiene(t *testing.T) {
 			{[]string{"no-cache"}, []string{"no-cache"}},
 			{[]string{"public, max-age=60"}, []string{"public, max-age=60"}},
 		} {
+			others := []string{"Pragma", "Surrogate-Control", "CDN-Cache-Control", "Cloudflare-CDN-Cache-Control",
+				"X-Accel-Expires"}
 			upstreamSays(t, func(w http.ResponseWriter, _ *http.Request) {
 				w.Header()["Cache-Control"] = test.sent
+				for _, name := range others {
+					w.Header().Set(name, "60")
+				}
 			})
-			if got := b.Fetch("GET", "/api/x").Header["Cache-Control"]; !slices.Equal(got, test.want) {
-				t.Errorf("%q: got %q, want %q", test.sent, got, test.want)
+			got := b.Fetch("GET", "/api/x").Header
+			if !slices.Equal(got["Cache-Control"], test.want) {
+				t.Errorf("%q: got %q, want %q", test.sent, got["Cache-Control"], test.want)
+			}
+			for _, name := range others {
+				if pass := !slices.Equal(test.want, []string{"private, no-store"}); (got.Get(name) != "") != pass {
+					t.Errorf("%q: got %s: %q, passes %v", test.sent, name, got.Get(name), pass)
+				}
 			}
 		}
 	})

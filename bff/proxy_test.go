@@ -33,7 +33,7 @@ func TestUpstreamGetsNoCredentialsOrForgedHeaders(t *testing.T) {
 		"X-Forwarded-Uri", "/forged", "X-Forwarded-User", "forged",
 		"X-Real-IP", "forged", "X-Original-URL", "/forged", "X-Rewrite-URL", "/forged",
 		"X-HTTP-Method-Override", "FORGED", "X-HTTP-Method", "FORGED", "X-Method-Override", "FORGED",
-		"X_Forwarded_User", "forged", "X-Forwarded_User", "forged", "Connection",
+		"X_Forwarded_User", "forged", "X-Forwarded_User", "forged", "Tenant_Name", "forged", "Connection",
 		"Authorization, X-Forwarded-For, Cookie", "X-Background", "1",
 	}
 	for _, path := range []string{"/api/x", "/public/x"} {
