@@ -80,10 +80,12 @@ func (m *Manager) save(ctx context.Context, next *Session) (*Session, error) {
 		if replaced {
 			m.failover.refreshed(next)
 			m.cache.drop(next.ID)
-			m.emit(ctx, Event{
-				Kind: SessionRefreshed, Session: next.ID, Subject: next.Subject, TokenExpiry: next.Tokens.Expiry,
-				Refreshes: next.refreshes,
-			})
+			if !next.rotated { // otherwise the refresh failed
+				m.emit(ctx, Event{
+					Kind: SessionRefreshed, Session: next.ID, Subject: next.Subject,
+					TokenExpiry: next.Tokens.Expiry, Refreshes: next.refreshes,
+				})
+			}
 			return next, nil
 		}
 		latest, err := m.load(ctx, next.ticket)

@@ -251,7 +251,7 @@ type refreshKey struct{ session, target string }
 // outage of the provider does not cause a storm of requests.
 type refresh struct {
 	key      refreshKey
-	base     *Session // as it was when the refresh began
+	base     *Session // as it was when the refresh began, or failed
 	epoch    uint64   // of Config.Ready when the refresh began
 	failures int      // in a row, before this refresh
 	call     *flight.Call[*Session]
@@ -313,6 +313,9 @@ func (m *Manager) runRefresh(ctx context.Context, r *refresh) {
 	case errors.As(err, &retry):
 		retry.RetryAfter = flight.Jitter(max(retry.RetryAfter, flight.Backoff(minRetryAfter, maxBackoff, r.failures+1)))
 		r.retryAt = time.Now().Add(retry.RetryAfter)
+		if s != nil { // the failed refresh has rotated the refresh token
+			r.base = s
+		}
 		m.emit(ctx, Event{
 			Kind: RefreshFailed, Session: r.key.session, Subject: r.base.Subject, Err: err, Failures: r.failures + 1,
 		})
@@ -380,6 +383,7 @@ func (m *Manager) refreshTokens(ctx context.Context, s *Session, target string) 
 	next.lazy = new(lazy)
 	next.replaces = latest.sealed
 	next.refreshes++
+	next.rotated = err != nil
 	var unrefreshed error
 	switch {
 	case err == nil:

@@ -54,7 +54,8 @@ func (p *tokenEndpoint) refresh(ctx context.Context, s *session.Session, target 
 	if p.respond != nil {
 		var err error
 		if next, err = p.respond(n, next); err != nil {
-			return session.RefreshResult{}, err
+			p.spent[old] = next.Refresh != ""
+			return session.RefreshResult{Tokens: next}, err
 		}
 	}
 	p.spent[old] = true
@@ -400,6 +401,48 @@ func TestUnsavedTokensAreNotLost(t *testing.T) {
 			t.Errorf("got %d refreshes, want 1", n)
 		}
 	})
+}
+
+// A response that rotates the refresh token but is otherwise unusable is a
+// failed refresh.
+func TestUnusableResponseIsAFailedRefresh(t *testing.T) {
+	for _, storeFails := range []bool{false, true} {
+		p := &tokenEndpoint{respond: func(n int, next session.Tokens) (session.Tokens, error) {
+			if n == 1 {
+				return session.Tokens{Refresh: next.Refresh}, errors.New("no access_token")
+			}
+			return next, nil
+		}}
+		store := &brokenStore{Store: new(tokenstore.Memory)}
+		var r recorder
+		withProvider(t, p, session.Config{Store: store, Observe: r.observe}, func(
+			t *testing.T, m *session.Manager, ticket session.Ticket,
+		) {
+			time.Sleep(time.Minute)
+			if storeFails {
+				store.fail(nil, errors.New("OOM command not allowed"))
+				if _, err := findFresh(t.Context(), m, ticket, ""); !errors.Is(err, session.ErrStore) {
+					t.Errorf("Fresh: got %v, want ErrStore", err)
+				}
+				store.fail(nil, nil)
+			} else {
+				for range 10 { // the provider gets the first only
+					var retry *session.RefreshError
+					if _, err := findFresh(t.Context(), m, ticket, ""); !errors.As(err, &retry) {
+						t.Errorf("Fresh: got %v, want a RefreshError", err)
+					}
+				}
+			}
+			time.Sleep(5 * time.Second) // until the token is saved, and the backoff is over
+			if got := r.of(session.SessionRefreshed); len(got) > 0 {
+				t.Errorf("after the failure: got %v, want no session.refreshed", got)
+			}
+			fresh(t, m, ticket, "access-3")
+			if got := r.of(session.SessionRefreshed); len(got) != 1 {
+				t.Errorf("after the refresh: got %v, want one session.refreshed", got)
+			}
+		})
+	}
 }
 
 // A refresh whose tokens are saved late is an error to those who wait for it,

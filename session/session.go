@@ -135,6 +135,10 @@ type Session struct {
 	refreshes  int                        // refreshes since Start: of two records the one with more is newer
 	more       map[string]json.RawMessage // record.more
 
+	// rotated means that the last refresh obtained nothing but a refresh token.
+	// It is not in the record.
+	rotated bool
+
 	ticket   Ticket
 	sealed   []byte // the record as it is in the store
 	replaces []byte // the record that this one was made of, which a conditional write expects
