@@ -141,6 +141,31 @@ func TestCheckFindsNothingIfAllIsWell(t *testing.T) {
 	}
 }
 
+// A value that no cache means says nothing about the time of a response. Of
+// several values the first counts (RFC 9111, section 5.1).
+func TestCheckIgnoresNonsenseInAge(t *testing.T) {
+	t.Parallel()
+	w := newCheckWorld(t, nil)
+	for _, test := range []struct {
+		cached time.Duration // how old the response is
+		age    []string
+	}{
+		{0, []string{"-600"}}, {0, []string{"+600"}}, {0, []string{"600.5"}}, {0, []string{"ten"}}, {0, []string{""}},
+		{0, []string{"1000000000"}}, {0, []string{"99999999999999999999"}},
+		{10 * time.Minute, []string{"600"}}, {10 * time.Minute, []string{"600, 7"}},
+		{10 * time.Minute, []string{"600", "7"}},
+	} {
+		w.provider.SetHooks(devidp.Hooks{Intercept: func(rw http.ResponseWriter, r *http.Request, next http.Handler) {
+			rw.Header().Set("Date", time.Now().Add(-test.cached).UTC().Format(http.TimeFormat))
+			rw.Header()["Age"] = test.age
+			next.ServeHTTP(rw, r)
+		}})
+		if findings, _ := w.checkJSON(t); len(findings) > 0 {
+			t.Errorf("Age %q: got %s, want nothing", test.age, describeFindings(findings))
+		}
+	}
+}
+
 // operatorMistake is something that an operator gets wrong.
 type operatorMistake struct {
 	name     string

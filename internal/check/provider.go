@@ -185,8 +185,7 @@ func checkClock(header http.Header, sent, received time.Time) []Finding {
 	if err != nil {
 		return nil
 	}
-	age, _ := strconv.Atoi(header.Get("Age")) // of a cached response; 0: it is not one
-	there := date.Add(time.Duration(age) * time.Second)
+	there := date.Add(responseAge(header))
 	here := sent.Add(received.Sub(sent) / 2)
 	skew := here.Sub(there).Round(time.Second)
 	direction := "ahead of"
@@ -202,6 +201,21 @@ func checkClock(header http.Header, sent, received time.Time) []Finding {
 		return []Finding{failure("oidc.issuer", problem+" Logins fail beyond "+oidc.ClockSkew.String()+".", fix)}
 	}
 	return []Finding{warning("oidc.issuer", problem, fix)}
+}
+
+// maxAge is the longest Age that checkClock believes.
+const maxAge = 365 * 24 * time.Hour
+
+// responseAge returns the Age of a cached response (RFC 9111, section 5.1). It
+// is zero if there is none that can be right. Of several values the first
+// counts.
+func responseAge(header http.Header) time.Duration {
+	first, _, _ := strings.Cut(header.Get("Age"), ",")
+	seconds, err := strconv.ParseUint(strings.TrimSpace(first), 10, 31)
+	if age := time.Duration(seconds) * time.Second; err == nil && age <= maxAge {
+		return age
+	}
+	return 0
 }
 
 // checkRefreshToken checks whether sessions can expect a refresh token, and
