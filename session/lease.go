@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -25,6 +26,10 @@ const (
 	leaseGrace = 2*leaseRenew + ioGrace
 	ioGrace    = 500 * time.Millisecond
 )
+
+// errLeaseGrace means that no lease could be taken because of leaseGrace.
+var errLeaseGrace = storeError("acquire the lease to refresh",
+	errors.New("its connection for cache invalidation is lost, or was a moment ago; check what closes it"))
 
 // lease acquires the lease to refresh s, and keeps it until release is called.
 // If another replica refreshes the session while lease waits, lease returns the
@@ -63,6 +68,9 @@ func (m *Manager) lease(
 		case <-changed:
 		case <-time.After(min(wait, leasePoll)):
 		case <-waiting.Done():
+			if m.leaseGraceRemaining(began) > 0 {
+				return nil, nil, errLeaseGrace
+			}
 			return nil, nil, retryLater(
 				fmt.Errorf("another replica held the lease to refresh the session for %v", leaseWait))
 		}

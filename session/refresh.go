@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/trace"
@@ -122,6 +123,9 @@ func (m *Manager) joinRefresh(ctx context.Context, s *Session, target string) (*
 		r.link(trace.SpanFromContext(waiting))
 		fresh, failure := r.call.Wait(waiting)
 		if failure != nil && failure == waiting.Err() {
+			if !r.leased.Load() && ctx.Err() == nil && m.leaseGraceRemaining(began) > 0 {
+				return nil, errLeaseGrace
+			}
 			err = failure
 			break
 		}
@@ -256,6 +260,7 @@ type refresh struct {
 	failures int      // in a row, before this refresh
 	call     *flight.Call[*Session]
 	span     trace.Span
+	leased   atomic.Bool // the lease was acquired
 	// Set before call finishes:
 	retryAt time.Time // no retry before; zero: it did not fail
 	unsaved *Session  // with tokens that are to be saved yet; nil: none
@@ -347,6 +352,7 @@ func (m *Manager) leaseAndRefresh(ctx context.Context, r *refresh) (s, unsaved *
 	if err != nil || elsewhere != nil {
 		return elsewhere, nil, nil, err
 	}
+	r.leased.Store(true)
 	s, unsaved, err = m.refreshTokens(ctx, r.base, r.key.target)
 	if unsaved == nil {
 		release() // before the waiters wake, which may want the next refresh

@@ -445,6 +445,50 @@ func TestUnusableResponseIsAFailedRefresh(t *testing.T) {
 	}
 }
 
+// While the connection for cache invalidation is lost again and again, no lease
+// can be taken. That is a fault of the store, not of the provider.
+func TestNoRefreshWhileInvalidationFails(t *testing.T) {
+	p := new(tokenEndpoint)
+	store := &flappingStore{Store: new(tokenstore.Memory)}
+	var r recorder
+	withProvider(t, p, session.Config{Store: store, Observe: r.observe}, func(
+		t *testing.T, m *session.Manager, ticket session.Ticket,
+	) {
+		time.Sleep(time.Minute)
+		store.flapping.Store(true)
+		time.Sleep(time.Second)
+		synctest.Wait() // until the connection is lost
+		if _, err := findFresh(t.Context(), m, ticket, ""); !errors.Is(err, session.ErrStore) {
+			t.Errorf("Fresh: got %v, want ErrStore", err)
+		}
+		time.Sleep(time.Minute) // until the refresh gives up
+		if failed := r.of(session.RefreshFailed); len(failed) > 0 {
+			t.Errorf("got %v, want no failure of the provider", failed)
+		}
+		store.flapping.Store(false)
+		fresh(t, m, ticket, "access-2")
+	})
+}
+
+// flappingStore can lose its connection for announcements every second.
+type flappingStore struct {
+	session.Store
+	flapping atomic.Bool
+}
+
+func (s *flappingStore) Watch(ctx context.Context, onChange func(key string), onValid func(until time.Time)) {
+	for ctx.Err() == nil {
+		if s.flapping.Load() {
+			onChange("")
+		}
+		onValid(time.Now().Add(time.Minute))
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
+}
+
 // A refresh whose tokens are saved late is an error to those who wait for it,
 // but not to those who have read the new tokens.
 func TestTokensThatWereSavedLateCanBeRefreshed(t *testing.T) {
