@@ -208,7 +208,7 @@ func (a *app) searchForPage(r *http.Request, q url.Values) adminpage.Search {
 		s.Problem = mistake.Error()
 	case err != nil:
 		a.logAdminError(r, slog.LevelWarn, err)
-		s.Problem = "The store does not respond. Try again in a moment."
+		s.Problem = "The store failed. Try again in a moment."
 	}
 	for _, l := range list {
 		s.Sessions = append(s.Sessions, adminpage.Session{
@@ -276,9 +276,9 @@ func (a *app) revokeFromPage(w http.ResponseWriter, r *http.Request) error {
 		return adminpage.WriteProblem(w, http.StatusBadRequest, mistake.Error())
 	case err != nil:
 		a.logAdminError(r, slog.LevelWarn, err)
-		text := "The store does not respond. Try again in a moment."
+		text := "The store failed. Try again in a moment."
 		if partly, ok := errors.AsType[partlyRevoked](err); ok {
-			text = fmt.Sprintf("The store does not respond. %d sessions were revoked, and there may be more. "+
+			text = fmt.Sprintf("The store failed. %d sessions were revoked, and there may be more. "+
 				"Try again in a moment.", partly.ended)
 		}
 		return adminpage.WriteProblem(w, http.StatusServiceUnavailable, text)

@@ -310,7 +310,7 @@ func TestAdminPageEscapesSearches(t *testing.T) {
 	}
 	a.store.setDown(errors.New("connection refused"))
 	if body := c.want(200, "GET", "/admin/?by=id&q="+strings.Repeat("A", 22), nil); !strings.Contains(body,
-		"The store does not respond.") {
+		"The store failed.") {
 		t.Error("the page does not say that the store is down")
 	}
 	c.want(503, "POST", "/admin/page/revoke", url.Values{"id": {strings.Repeat("A", 22)}})

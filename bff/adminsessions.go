@@ -71,7 +71,7 @@ func (a *app) adminError(w http.ResponseWriter, r *http.Request, err error) {
 		http.Error(w, mistake.Error(), http.StatusBadRequest)
 	case errors.Is(err, session.ErrStore):
 		a.logAdminError(r, slog.LevelWarn, err)
-		http.Error(w, "the store does not respond; "+storeAdvice(err), http.StatusServiceUnavailable)
+		http.Error(w, "the store failed; "+storeAdvice(err), http.StatusServiceUnavailable)
 	default:
 		a.logAdminError(r, slog.LevelError, err)
 		http.Error(w, "internal error; the log has it", http.StatusInternalServerError)

@@ -152,7 +152,8 @@ var (
 	StoreUnavailable = define(&Problem{
 		Status: 503, Code: "store_unavailable", Title: "Sessions are temporarily unavailable",
 		Detail: "No session has ended. " + aFewSeconds, RetryAfter: 2 * time.Second,
-		When: "Redis does not respond. Cookies are kept, and sessions continue when it responds again.",
+		When: "Redis does not respond, or refuses a command: it is full, a replica, or cannot save. " +
+			"Cookies are kept, and sessions continue when it works again.",
 	})
 	ProviderUnavailable = define(&Problem{
 		Status: 503, Code: "provider_unavailable", Title: "The sign-in service is temporarily unavailable",

@@ -45,7 +45,7 @@ func (b *broker) completePage(ctx context.Context, p *adminpage.Page) {
 	list, err := b.replicas.List(ctx)
 	if err != nil {
 		b.log.Warn("replicas not listed", "err", err)
-		p.ReplicasError = "The store does not respond, so the replicas are not known."
+		p.ReplicasError = "The store failed, so the replicas are not known."
 	}
 	for _, r := range list {
 		differs := append(slices.DeleteFunc(slices.Clone(r.Differs), func(key string) bool {
