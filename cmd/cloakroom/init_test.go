@@ -186,7 +186,7 @@ func TestInitSaysWhatMakesABuildOfFiles(t *testing.T) {
 	for dependency, want := range map[string]string{
 		"next":          "Build with output: \"export\" in next.config.\n",
 		"@sveltejs/kit": "Build with @sveltejs/adapter-static.\n",
-		"nuxt":          "Build with nuxt generate.\n",
+		"nuxt":          "Build with ssr: false in nuxt.config, and nuxt generate.\n",
 		"@react-router/dev": "Build with ssr: false in react-router.config.\n" +
 			"      Otherwise the browser's files are not in build/client/ (frontend.dir).\n",
 		"@tanstack/react-start": "Build with spa: { enabled: true, prerender: { outputPath: \"/index\" } } in " +
@@ -203,6 +203,14 @@ func TestInitSaysWhatMakesABuildOfFiles(t *testing.T) {
 		}
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("%s: the output lacks %q:\n%s", dependency, want, &out)
+		}
+		// The 404.html of Nuxt would otherwise be the response to deep links.
+		text, err := os.ReadFile(filepath.Join(dir, "cloakroom.yaml"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Contains(string(text), "\n  fallback: index\n"); got != (dependency == "nuxt") {
+			t.Errorf("%s: frontend.fallback is index: %v\n%s", dependency, got, text)
 		}
 	}
 }

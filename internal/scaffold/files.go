@@ -110,7 +110,10 @@ func Files(project *Project, answers Answers, client fs.FS) ([]File, error) {
 	err := configTemplate.Execute(&config, struct {
 		Answers
 		OutDir, Listen, ClientSecretFile, KeysFile string
-	}{answers, project.OutDir, listenAddress(answers.PublicURL), ClientSecretFile, sessionKeysFile})
+
+		OnePage bool // the 404.html of its build is not a sign that the app has more
+	}{answers, project.OutDir, listenAddress(answers.PublicURL), ClientSecretFile, sessionKeysFile,
+		project.Framework == Nuxt})
 	if err != nil {
 		return nil, err
 	}

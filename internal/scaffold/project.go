@@ -24,7 +24,6 @@ type Project struct {
 	Framework Framework
 	OutDir    string // of the production build, relative to the project
 	Export    string // what makes the build write files for browsers there; empty: every build does
-	DevURL    string // of its development server; empty: it has none
 	DevScript string // command that starts it, such as "npm run dev"; empty: none was found
 	SourceDir string // "src", or "." if there is none
 	HasClient bool   // the npm package of the browser client is installed
@@ -61,21 +60,20 @@ var signs = []struct {
 	dependency string
 	framework  Framework
 	outDir     string
-	devURL     string
 	export     string
 }{
-	{"@angular/core", Angular, "dist", "http://localhost:4200", ""},
-	{"next", Next, "out", "http://localhost:3000", `output: "export" in next.config`},
-	{"nuxt", Nuxt, ".output/public", "http://localhost:3000", "nuxt generate"},
-	{"astro", Astro, "dist", "http://localhost:4321", ""},
-	{"@sveltejs/kit", SvelteKit, "build", "http://localhost:5173", "@sveltejs/adapter-static"},
-	{"@tanstack/react-start", Tanstack, "dist/client", "http://localhost:3000",
+	{"@angular/core", Angular, "dist", ""},
+	{"next", Next, "out", `output: "export" in next.config`},
+	{"nuxt", Nuxt, ".output/public", "ssr: false in nuxt.config, and nuxt generate"},
+	{"astro", Astro, "dist", ""},
+	{"@sveltejs/kit", SvelteKit, "build", "@sveltejs/adapter-static"},
+	{"@tanstack/react-start", Tanstack, "dist/client",
 		`spa: { enabled: true, prerender: { outputPath: "/index" } } in tanstackStart()`},
-	{"@react-router/dev", ReactRouter, "build/client", "http://localhost:5173", "ssr: false in react-router.config"},
-	{"react-scripts", CreateReact, "build", "http://localhost:3000", ""},
-	{"@vue/cli-service", VueCLI, "dist", "http://localhost:8080", ""},
-	{"vite", Vite, "dist", "http://localhost:5173", ""},
-	{"webpack", Webpack, "dist", "http://localhost:8080", ""},
+	{"@react-router/dev", ReactRouter, "build/client", "ssr: false in react-router.config"},
+	{"react-scripts", CreateReact, "build", ""},
+	{"@vue/cli-service", VueCLI, "dist", ""},
+	{"vite", Vite, "dist", ""},
+	{"webpack", Webpack, "dist", ""},
 }
 
 // libraries has the parts of the browser client, and the npm packages that they
@@ -122,8 +120,7 @@ func Detect(dir string) (*Project, error) {
 		if !used && !usedToBuild {
 			continue
 		}
-		project.Framework, project.OutDir, project.DevURL = sign.framework, sign.outDir, sign.devURL
-		project.Export = sign.export
+		project.Framework, project.OutDir, project.Export = sign.framework, sign.outDir, sign.export
 		if sign.framework == Angular {
 			if project.OutDir, err = angularOutDir(dir); err == nil && contains(dir, project.OutDir) {
 				err = fmt.Errorf("%s: the outputPath %s contains the project, so its secrets would be published; "+

@@ -41,19 +41,18 @@ func TestDetectKnowsTheFrameworks(t *testing.T) {
 			map[string]string{
 				"package.json": `{"scripts": {"dev": "vite"}, "devDependencies": {"vite": "7"}}`, "src/main.ts": "",
 			},
-			scaffold.Project{Framework: scaffold.Vite, OutDir: "dist", DevURL: "http://localhost:5173",
-				DevScript: "npm run dev", SourceDir: "src"},
+			scaffold.Project{Framework: scaffold.Vite, OutDir: "dist", DevScript: "npm run dev", SourceDir: "src"},
 		},
 		"a byte order mark, as some editors write it": {
 			map[string]string{"package.json": "\ufeff" + `{"devDependencies": {"vite": "7"}}`},
-			scaffold.Project{Framework: scaffold.Vite, OutDir: "dist", DevURL: "http://localhost:5173", SourceDir: "."},
+			scaffold.Project{Framework: scaffold.Vite, OutDir: "dist", SourceDir: "."},
 		},
 		"SvelteKit, which uses Vite, with pnpm": {
 			map[string]string{
 				"package.json":   `{"scripts": {"dev": "x"}, "devDependencies": {"vite": "7", "@sveltejs/kit": "2"}}`,
 				"pnpm-lock.yaml": "",
 			},
-			scaffold.Project{Framework: scaffold.SvelteKit, OutDir: "build", DevURL: "http://localhost:5173",
+			scaffold.Project{Framework: scaffold.SvelteKit, OutDir: "build",
 				DevScript: "pnpm run dev", SourceDir: ".",
 				Export: "@sveltejs/adapter-static"},
 		},
@@ -63,31 +62,31 @@ func TestDetectKnowsTheFrameworks(t *testing.T) {
 					"devDependencies": {"vite": "8"}}`,
 				"bun.lock": "", "yarn.lock": "", "pnpm-lock.yaml": "",
 			},
-			scaffold.Project{Framework: scaffold.Vite, OutDir: "dist", DevURL: "http://localhost:5173",
+			scaffold.Project{Framework: scaffold.Vite, OutDir: "dist",
 				DevScript: "pnpm run dev", SourceDir: ".", Library: "react"},
 		},
 		"Angular": {
 			map[string]string{"package.json": angular, "angular.json": `{"projects": {"shop": {"architect": {"build":
 				{"builder": "@angular/build:application", "options": {}}}}}}`},
-			scaffold.Project{Framework: scaffold.Angular, OutDir: "dist/shop/browser", DevURL: "http://localhost:4200",
+			scaffold.Project{Framework: scaffold.Angular, OutDir: "dist/shop/browser",
 				DevScript: "npm run start", SourceDir: ".", Library: "angular"},
 		},
 		"Angular with a directory": {
 			map[string]string{"package.json": angular, "angular.json": `{"projects": {"shop": {"architect": {"build":
 				{"builder": "@angular/build:application",
 				"options": {"outputPath": {"base": "out", "browser": ""}}}}}}}`},
-			scaffold.Project{Framework: scaffold.Angular, OutDir: "out", DevURL: "http://localhost:4200",
+			scaffold.Project{Framework: scaffold.Angular, OutDir: "out",
 				DevScript: "npm run start", SourceDir: ".", Library: "angular"},
 		},
 		"Angular with the older builder": {
 			map[string]string{"package.json": angular, "angular.json": `{"projects": {"shop": {"architect": {"build":
 				{"builder": "@angular-devkit/build-angular:browser", "options": {"outputPath": "dist/old"}}}}}}`},
-			scaffold.Project{Framework: scaffold.Angular, OutDir: "dist/old", DevURL: "http://localhost:4200",
+			scaffold.Project{Framework: scaffold.Angular, OutDir: "dist/old",
 				DevScript: "npm run start", SourceDir: ".", Library: "angular"},
 		},
 		"Vite with TypeScript": {
 			map[string]string{"package.json": `{"devDependencies": {"vite": "8", "typescript": "6"}}`},
-			scaffold.Project{Framework: scaffold.Vite, OutDir: "dist", DevURL: "http://localhost:5173",
+			scaffold.Project{Framework: scaffold.Vite, OutDir: "dist",
 				SourceDir: ".", UsesTypeScript: true},
 		},
 		"pages beside the configuration": {
@@ -128,7 +127,7 @@ func TestDetectLooksAtTheRootOfAMonorepo(t *testing.T) {
 		"repo/mono/apps/web/tsconfig.json": "{}",
 		"repo/other/package.json":          `{"scripts": {"dev": "vite"}, "devDependencies": {"vite": "8"}}`,
 	})
-	want := scaffold.Project{Framework: scaffold.Vite, OutDir: "dist", DevURL: "http://localhost:5173",
+	want := scaffold.Project{Framework: scaffold.Vite, OutDir: "dist",
 		DevScript: "pnpm run dev", SourceDir: ".", HasClient: true, UsesTypeScript: true}
 	if got, err := scaffold.Detect(filepath.Join(dir, "repo/mono/apps/web")); err != nil || *got != want {
 		t.Errorf("got %+v, %v, want %+v", got, err, want)
