@@ -208,11 +208,10 @@ func wantPage(t *testing.T, a *bfftest.Response, status int, code string) {
 		t.Errorf("%s: page %s has no link to try again", request, code)
 	}
 	for name, want := range map[string]string{
-		"Cache-Control":              "no-store",
-		"Cross-Origin-Opener-Policy": "same-origin",
-		"Referrer-Policy":            "no-referrer",
-		"X-Content-Type-Options":     "nosniff",
-		"X-Frame-Options":            "DENY",
+		"Cache-Control":          "no-store",
+		"Referrer-Policy":        "no-referrer",
+		"X-Content-Type-Options": "nosniff",
+		"X-Frame-Options":        "DENY",
 	} {
 		if got := a.Header.Get(name); got != want {
 			t.Errorf("%s: page %s: %s: got %q, want %q", request, code, name, got, want)

@@ -163,7 +163,6 @@ func (a *app) writePage(w *response, page Page) {
 	h.Set("Content-Language", page.Language)
 	h.Set("Content-Security-Policy", csp)
 	h.Set("Referrer-Policy", "no-referrer")
-	h.Set("Cross-Origin-Opener-Policy", "same-origin")
 	h.Set("X-Frame-Options", "DENY")
 	w.WriteHeader(page.Status)
 	w.Write(body)
