@@ -617,8 +617,8 @@ func TestShutdownServesTheBacklog(t *testing.T) {
 	}
 }
 
-// A client has begun its TLS handshake when the listener is closed, and sends a
-// request after it.
+// A client has opened a connection when the listener is closed. It completes
+// the TLS handshake later, and sends a request.
 func TestShutdownServesAConnectionAfterItsHandshake(t *testing.T) {
 	t.Parallel()
 	certified := httptest.NewUnstartedServer(nil)
