@@ -7,8 +7,9 @@ import (
 	"time"
 )
 
-// digests caches values computed from the content of files, so that a request
-// for one byte, or one with a 304 response, does not cost a hash of the file.
+// digests caches values computed from the names and the content of files, so
+// that a request for one byte, or one with a 304 response, does not cost a hash
+// of the file.
 // An entry is valid as long as the file is unchanged.
 type digests struct {
 	slots chan struct{} // one element for each digest that takes much memory or time to compute
@@ -28,11 +29,12 @@ func (d *digests) wait() (done func()) {
 	return func() { <-d.slots }
 }
 
-// digest holds values computed from a file's content.
+// digest holds values computed from a file's name and content.
 type digest struct {
 	version  fileVersion
 	etag     string
 	policy   string // Content-Security-Policy of a page
+	hashed   bool   // the name has a hash of the content
 	relative bool   // it is a page that works at some URLs only, see hasRelativeURL
 }
 

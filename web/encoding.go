@@ -12,7 +12,7 @@ import (
 
 // encodings lists the content codings, smallest result first, and the suffixes
 // of compressed siblings that a build may write.
-var encodings = []encoding{{"br", ".br"}, {"zstd", ".zst"}, {"gzip", ".gz"}}
+var encodings = [...]encoding{{"br", ".br"}, {"zstd", ".zst"}, {"gzip", ".gz"}}
 
 type encoding struct{ coding, suffix string }
 
@@ -49,9 +49,11 @@ type offer struct{ coding, sibling string }
 func (h *Handler) offers(files fs.FS, name string, info fs.FileInfo, w weights) []offer {
 	var all []offer
 	compressible, small := canCompress(name, info), info.Size() < minCompressed
-	for _, e := range slices.SortedStableFunc(slices.Values(encodings), func(a, b encoding) int {
+	preferred := encodings
+	slices.SortStableFunc(preferred[:], func(a, b encoding) int {
 		return cmp.Compare(w.of(b.coding), w.of(a.coding))
-	}) {
+	})
+	for _, e := range preferred {
 		if compressible && w.of(e.coding) == 0 {
 			return append(all, offer{coding: e.coding}) // as the rest, it is not acceptable
 		}
@@ -121,40 +123,57 @@ func (h *Handler) readSibling(files fs.FS, name string) (c content, closeContent
 	return c, func() { f.Close() }, true
 }
 
-// weights are the weights of an Accept-Encoding header field, by coding in
-// lower case (RFC 9110, section 12.5.3).
-type weights map[string]float64
+// weights are the weights of an Accept-Encoding header field (RFC 9110, section
+// 12.5.3). A slice is cheaper than a map of so few.
+type weights []weight
+
+// weight is that of a coding, which is in lower case.
+type weight struct {
+	coding string
+	q      float64
+}
 
 func parseAcceptEncoding(values []string) weights {
 	if len(values) == 0 {
 		return nil
 	}
-	all := make(weights)
+	all := make(weights, 0, 8)
 	for item := range strings.SplitSeq(strings.ToLower(strings.Join(values, ",")), ",") {
 		coding, parameter, _ := strings.Cut(item, ";")
 		q := 1.0
 		if weight, weighted := strings.CutPrefix(strings.TrimSpace(parameter), "q="); weighted {
 			q, _ = strconv.ParseFloat(weight, 64) // 0 if it is not a number
 		}
-		all[strings.TrimSpace(coding)] = q
+		all = append(all, weight{strings.TrimSpace(coding), q})
 	}
 	return all
 }
 
+// named returns the weight of what is named so; the last one counts.
+func (w weights) named(coding string) (q float64, ok bool) {
+	for _, item := range slices.Backward(w) {
+		if item.coding == coding {
+			return item.q, true
+		}
+	}
+	return 0, false
+}
+
 // of returns the weight of a coding; 0 means that it is not acceptable.
 func (w weights) of(coding string) float64 {
-	if q, ok := w[coding]; ok {
+	if q, ok := w.named(coding); ok {
 		return q
 	}
-	return w["*"]
+	q, _ := w.named("*")
+	return q
 }
 
 // refusesIdentity reports whether content without a coding is not acceptable.
 func (w weights) refusesIdentity() bool {
-	if q, ok := w["identity"]; ok {
+	if q, ok := w.named("identity"); ok {
 		return q == 0
 	}
-	q, ok := w["*"]
+	q, ok := w.named("*")
 	return ok && q == 0
 }
 
@@ -173,5 +192,6 @@ func (w weights) choose(offers []offer, small bool) (best offer, ok bool) {
 			best, ok = o, true
 		}
 	}
-	return best, ok && w["identity"] <= w.of(best.coding)
+	identity, _ := w.named("identity")
+	return best, ok && identity <= w.of(best.coding)
 }

@@ -232,7 +232,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusMethodNotAllowed)
 		return
 	}
-	if h.serveNotModified(w, r) {
+	if h.serveKnown(w, r) {
 		return
 	}
 	files := h.openFiles()
@@ -357,7 +357,7 @@ func (h *Handler) serveFile(w http.ResponseWriter, r *http.Request, files fs.FS,
 		w.WriteHeader(http.StatusPermanentRedirect)
 		return nil
 	}
-	header.Set("Cache-Control", h.cacheControl(name, info))
+	header.Set("Cache-Control", h.cacheControl(d.hashed, info))
 	c, closeContent := h.negotiate(w, r, files, name, info, identity)
 	defer closeContent()
 	if c.etag != "" {
@@ -392,10 +392,11 @@ func (h *Handler) isSettled(info fs.FileInfo) bool {
 	return info.ModTime().Before(h.began) || time.Since(info.ModTime()) >= settled
 }
 
-// cacheControl returns the Cache-Control of a file. Browsers do not keep one
-// for a year of which a deploy may have written only a part.
-func (h *Handler) cacheControl(name string, info fs.FileInfo) string {
-	if hasContentHash(name) && h.isSettled(info) { // the name changes with the content (RFC 8246)
+// cacheControl returns the Cache-Control of a file whose name has a hash of its
+// content, or has none. Browsers do not keep one for a year of which a deploy
+// may have written only a part.
+func (h *Handler) cacheControl(hashed bool, info fs.FileInfo) string {
+	if hashed && h.isSettled(info) { // the name changes with the content (RFC 8246)
 		return "public, max-age=31536000, immutable"
 	}
 	return "no-cache"
@@ -507,7 +508,7 @@ func (h *Handler) read(name string, f fs.File, info fs.FileInfo) (content, diges
 		if !info.ModTime().IsZero() {
 			whole.etag = fmt.Sprintf(`"%x-%x"`, size, info.ModTime().UnixNano())
 		}
-		return whole, digest{policy: h.policy.forPage(nil)}, nil
+		return whole, h.newDigest(name), nil
 	}
 	if size > maxRead || size > maxDigestedAtOnce && isPage(name) {
 		defer h.digests.wait()()
@@ -526,10 +527,15 @@ func (h *Handler) read(name string, f fs.File, info fs.FileInfo) (content, diges
 
 func isPage(name string) bool { return strings.HasPrefix(contentType(name), "text/html") }
 
+// newDigest returns the digest of a file that has no ETag and no scripts.
+func (h *Handler) newDigest(name string) digest {
+	return digest{policy: h.policy.forPage(nil), hashed: hasContentHash(name)}
+}
+
 // compute returns the content of f and its digest, which is not cached.
 func (h *Handler) compute(name string, f fs.File, size int64) (content, digest, error) {
 	seeker, seeks := f.(io.ReadSeeker)
-	d := digest{policy: h.policy.forPage(nil)}
+	d := h.newDigest(name)
 	if seeks && size > maxRead && !isPage(name) {
 		hash := sha256.New()
 		if _, err := io.Copy(hash, io.LimitReader(f, size)); err != nil {
