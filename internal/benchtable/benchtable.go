@@ -63,7 +63,8 @@ func Duration(seconds float64) string {
 	return fmt.Sprintf("%.3g s", seconds)
 }
 
-// Processor returns what the processor calls itself, where Linux tells.
+// Processor returns what the processor calls itself, where Linux tells: up to
+// 47 characters.
 func Processor() string {
 	info, _ := os.ReadFile("/proc/cpuinfo")
 	for line := range strings.Lines(string(info)) {

@@ -49,7 +49,7 @@ func (r *rig) tables(results benchtable.Results, cells []cell, idle, streams int
 	var t strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&t, format+"\n", args...) }
 	line("## The proxy\n")
-	line("- %s, %d cores, shared by the proxy, the upstream, Redis and the load generator", benchtable.Processor(),
+	line("- %s, %d cores, shared by the proxy,\n  the upstream, Redis and the load generator", benchtable.Processor(),
 		runtime.NumCPU())
 	line("- Go %s, %s, %s, %s, %s,\n  %s, %s", strings.TrimPrefix(runtime.Version(), "go"), version("nginx", "-v"),
 		envoyVersion(r.envoy), version("apache2", "-v"), installed("libapache2-mod-auth-openidc"),
@@ -155,7 +155,8 @@ func (r *rig) callTables(results benchtable.Results, o options) string {
 	var t strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&t, format+"\n", args...) }
 	line("## Other calls\n")
-	line("%s, %d cores, shared with everything else; Go %s, %s, %s.\nMedians of %d rounds, measured by `make bench`.\n",
+	line("%s, %d cores, shared with everything else;\nGo %s, %s, %s.\n"+
+		"Medians of %d rounds, measured by `make bench`.\n",
 		benchtable.Processor(), runtime.NumCPU(), strings.TrimPrefix(runtime.Version(), "go"),
 		version("redis-server", "--version"), time.Now().Format(time.DateOnly), o.rounds)
 	line(aboutCalls, callers)

@@ -30,7 +30,7 @@ func (b *bench) tables(ctx context.Context) (string, error) {
 	line := func(format string, args ...any) { fmt.Fprintf(&t, format+"\n", args...) }
 
 	line("## Sessions\n")
-	line("%s, %d cores, shared with Redis %s on the same machine; Go %s, %s.\nMedians of %d rounds, measured by "+
+	line("%s, %d cores, shared with Redis %s on the same machine;\nGo %s, %s.\nMedians of %d rounds, measured by "+
 		"`make bench-sessions`.\n",
 		benchtable.Processor(), runtime.NumCPU(), redis["redis_version"],
 		strings.TrimPrefix(runtime.Version(), "go"), time.Now().Format(time.DateOnly), b.rounds)
