@@ -189,7 +189,7 @@ func TestPartialRevocationTellsWhatHasEnded(t *testing.T) {
 	if resp.StatusCode != 503 {
 		t.Errorf("got %d, want 503", resp.StatusCode)
 	}
-	if body := text(resp); !strings.Contains(body, "1 sessions were revoked") {
+	if body := text(resp); !strings.Contains(body, "sessions revoked: 1") {
 		t.Errorf("got %q, want it to say that one session was revoked", body)
 	}
 	left := a.listSessions("sub=alice")

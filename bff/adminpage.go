@@ -278,7 +278,7 @@ func (a *app) revokeFromPage(w http.ResponseWriter, r *http.Request) error {
 		a.logAdminError(r, slog.LevelWarn, err)
 		text := "The store failed. Try again in a moment."
 		if partly, ok := errors.AsType[partlyRevoked](err); ok {
-			text = fmt.Sprintf("The store failed. %d sessions were revoked, and there may be more. "+
+			text = fmt.Sprintf("The store failed. Sessions revoked: %d. There may be more. "+
 				"Try again in a moment.", partly.ended)
 		}
 		return adminpage.WriteProblem(w, http.StatusServiceUnavailable, text)

@@ -284,7 +284,7 @@ func (e partlyRevoked) Unwrap() error { return e.error }
 // storeAdvice says what to do after an error of the store.
 func storeAdvice(err error) string {
 	if partly, ok := errors.AsType[partlyRevoked](err); ok {
-		return fmt.Sprintf("%d sessions were revoked, and there may be more: repeat the request", partly.ended)
+		return fmt.Sprintf("sessions revoked: %d; there may be more: repeat the request", partly.ended)
 	}
 	return "the log has the error"
 }
