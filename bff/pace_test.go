@@ -362,6 +362,44 @@ func TestFrontendResponseToAStalledReaderIsAborted(t *testing.T) {
 	}
 }
 
+// The client is fast enough, but the whole body takes longer than the window.
+func TestFrontendMayWriteALargeBodyAtOnce(t *testing.T) {
+	t.Parallel()
+	testenv.Slow(t)
+	const size = 40 << 20 // the buffers of loopback take megabytes
+	f := newProtocolServer(t, func(_ *protocolServer, cfg *bff.Config) {
+		cfg.BodyMinRate = testRate
+		cfg.Frontend = http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) { rw.Write(make([]byte, size)) })
+	})
+	f.server.SetPaceWindow(longWindow)
+	var calls sync.WaitGroup
+	for _, w := range []*protocolPair{f.pairs[0], f.pairs[4]} {
+		calls.Go(func() {
+			req := w.slowRequest(t, "GET", "x", nil)
+			req.URL.Path = "/app.js"
+			resp, err := w.client.Do(req)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer resp.Body.Close()
+			n, err := io.CopyBuffer(slowWriter{}, struct{ io.Reader }{resp.Body}, make([]byte, 64<<10))
+			if n != size || err != nil {
+				t.Errorf("%s: got %d bytes, %v, want %d", w.name, n, err, size)
+			}
+		})
+	}
+	calls.Wait()
+}
+
+// slowWriter takes three megabytes a second.
+type slowWriter struct{}
+
+func (slowWriter) Write(p []byte) (int, error) {
+	time.Sleep(time.Duration(len(p)) * time.Second / (3 << 20))
+	return len(p), nil
+}
+
 func TestWithoutAMinimumRateBodiesMayStall(t *testing.T) {
 	f := newProtocolServer(t, func(_ *protocolServer, cfg *bff.Config) { cfg.BodyMinRate = -1 })
 	f.server.SetPaceWindow(testWindow / 10)

@@ -112,7 +112,11 @@ func (w *response) WriteHeader(status int) {
 	w.ResponseWriter.WriteHeader(status)
 }
 
-func (w *response) Write(b []byte) (int, error) {
+// maxWrite is how much Write passes on at once, in bytes. What has been sent
+// counts for the rate only then: a handler may write a large body in one call.
+const maxWrite = 32 << 10
+
+func (w *response) Write(b []byte) (n int, err error) {
 	if w.status == 0 {
 		w.closeInShutdown()
 		w.status = http.StatusOK
@@ -121,11 +125,15 @@ func (w *response) Write(b []byte) (int, error) {
 		w.pace.Start(w.handledBy.pace, w.writing.Load, w.endSlow)
 	}
 	w.writing.Store(true)
-	n, err := w.ResponseWriter.Write(b)
-	w.writing.Store(false)
-	w.pace.Add(n)
-	w.bytes += int64(n)
-	return n, err
+	defer w.writing.Store(false)
+	for {
+		sent, err := w.ResponseWriter.Write(b[n:min(n+maxWrite, len(b))])
+		w.pace.Add(sent)
+		w.bytes += int64(sent)
+		if n += sent; err != nil || n == len(b) {
+			return n, err
+		}
+	}
 }
 
 // endSlow aborts a response that the client does not read. It does nothing if
