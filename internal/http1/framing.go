@@ -55,6 +55,8 @@ type serverConn struct {
 	overloaded func() bool
 	refused    func(status int, cause string)
 	told       atomic.Bool // refused has been called; Read and Write run concurrently
+	inBody     atomic.Bool // the rest of a body is to follow
+	closing    atomic.Bool // Close has been called
 	broken     []byte      // replaces what the client sends, unless it is nil
 }
 
@@ -82,6 +84,7 @@ func (c *serverConn) Read(p []byte) (int, error) {
 		n, err = c.Conn.Read(p)
 	}
 	good := c.framing.parse(p[:n])
+	c.inBody.Store(c.framing.inBody)
 	if c.framing.inHead && c.framing.head > overloadedHead && c.overloaded != nil && c.overloaded() {
 		c.refused(http.StatusServiceUnavailable, errOverloaded.Error())
 		return 0, &net.OpError{Op: "read", Err: errOverloaded} // to which net/http does not respond
@@ -132,6 +135,19 @@ const maxOwn = 256
 // ReadFrom lets the server use splice: Write need not see proxied data.
 func (c *serverConn) ReadFrom(r io.Reader) (int64, error) { return io.Copy(c.Conn, r) }
 
+// Close closes the connection. If the client still sends the body of a request,
+// it first gets the time to read the response.
+func (c *serverConn) Close() error {
+	if c.inBody.Load() && !c.closing.Swap(true) {
+		go func() { // for lingerTime at most
+			linger(c.Conn)
+			c.Conn.Close()
+		}()
+		return nil
+	}
+	return c.Conn.Close()
+}
+
 // NetConn returns the connection that c reads from.
 func (c *serverConn) NetConn() net.Conn { return c.Conn }
 
@@ -159,6 +175,7 @@ type framing struct {
 
 	problem     string // why the request is invalid
 	inHead      bool   // in the head of a request: no handler has it yet
+	inBody      bool   // in the body of a request
 	expectation bool   // net/http rejects the request because of Expect
 
 	// Of the head that is being parsed:
@@ -319,7 +336,7 @@ func (f *framing) endOfHead(n int) int {
 	default:
 		f.state = nil
 	}
-	f.inHead = false
+	f.inHead, f.inBody = false, f.codings > 0 || f.length > 0
 	return n
 }
 
@@ -328,7 +345,7 @@ func (f *framing) otherProtocol(b []byte) int { return len(b) }
 func (f *framing) body(b []byte) int {
 	n := min(int64(len(b)), f.left)
 	if f.left -= n; f.left == 0 {
-		f.state = nil
+		f.state, f.inBody = nil, false
 	}
 	return int(n)
 }
@@ -336,7 +353,7 @@ func (f *framing) body(b []byte) int {
 func (f *framing) chunk(b []byte) int {
 	n, _ := f.chunks.next(b)
 	if f.chunks.state == chunksDone {
-		f.state = nil
+		f.state, f.inBody = nil, false
 	}
 	return n
 }

@@ -6,8 +6,10 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 )
 
 const (
@@ -251,6 +253,52 @@ func TestABodyIsReadWhileOverloaded(t *testing.T) {
 	overloaded = true
 	if _, err := io.ReadFull(c, make([]byte, 3)); err != nil {
 		t.Errorf("body: %v", err)
+	}
+}
+
+// checkedListener accepts connections of ServerConn.
+type checkedListener struct{ net.Listener }
+
+func (l checkedListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return ServerConn(c, testHead, nil, nil), nil
+}
+
+// The connection is not reset before the client has read the response, although
+// the server has not read all that the client has sent.
+func TestAClientThatStillSendsReadsTheResponse(t *testing.T) {
+	t.Parallel()
+	for _, framing := range []string{"Transfer-Encoding: chunked", "Content-Length: 1000"} {
+		t.Run(framing, func(t *testing.T) {
+			t.Parallel()
+			asked, sent := make(chan struct{}), make(chan struct{})
+			server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				close(asked)
+				<-sent
+				http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0)) // as after an abort
+				w.Header().Set("Connection", "close")
+				w.WriteHeader(http.StatusRequestTimeout)
+			}))
+			server.Listener = checkedListener{server.Listener}
+			server.Start()
+			defer server.Close()
+			c, err := net.Dial("tcp", server.Listener.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			io.WriteString(c, "POST / HTTP/1.1\r\n"+host+framing+"\r\n\r\n")
+			<-asked
+			io.WriteString(c, "5\r\nabcde\r\n")
+			close(sent)
+			response, err := io.ReadAll(c)
+			if !bytes.HasPrefix(response, []byte("HTTP/1.1 408 ")) || err != nil {
+				t.Errorf("got %.20q and then %v, want 408 and the end", response, err)
+			}
+		})
 	}
 }
 

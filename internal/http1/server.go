@@ -202,20 +202,20 @@ func (x *serving) serve(req *http.Request) (again bool) {
 		x.setWriteDeadline(time.Time{})
 	}
 	if w.closing && (!w.body.complete() || len(x.unread) > 0) {
-		x.linger()
+		linger(x.conn)
 	}
 	return !w.closing
 }
 
-// linger lets the client read the last response although it still sends: to
-// close a connection with unread data resets it.
-func (x *serving) linger() {
-	half, ok := x.conn.(interface{ CloseWrite() error })
+// linger lets a client read the last response although it still sends (RFC
+// 9112, section 9.6): to close a connection with unread data resets it.
+func linger(c net.Conn) {
+	half, ok := c.(interface{ CloseWrite() error })
 	if !ok || half.CloseWrite() != nil {
 		return
 	}
-	x.conn.SetReadDeadline(time.Now().Add(lingerTime))
-	io.Copy(io.Discard, io.LimitReader(x.conn, maxPlainBody))
+	c.SetReadDeadline(time.Now().Add(lingerTime))
+	io.Copy(io.Discard, c)
 }
 
 // watch notices that the client leaves while its request is served. What it
