@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -442,9 +443,14 @@ func TestInvalidRefreshResponseKeepsRotatedToken(t *testing.T) {
 			a.recordCalls(devidp.Hooks{
 				EditTokenResponse: func(grant string, _ int, body map[string]any) { spoil(body) },
 			})
-			wantProblem(t, b.Fetch("POST", "/bff/session/refresh"), 503, "provider_unavailable")
+			resp := b.Fetch("POST", "/bff/session/refresh")
+			wantProblem(t, resp, 503, "provider_unavailable")
 			a.provider.Behave()
-			time.Sleep(1200 * time.Millisecond)
+			after, err := strconv.Atoi(resp.Header.Get("Retry-After"))
+			if err != nil {
+				t.Fatalf("Retry-After: %v", err)
+			}
+			time.Sleep(time.Duration(after) * time.Second)
 			wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
 			a.wantSession(b, "alice")
 			if n := a.provider.Reuses(); n > 0 {
